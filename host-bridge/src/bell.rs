@@ -1,0 +1,74 @@
+//! Doorbells for tokio tasks.
+//!
+//! A port has two eventfds: one that the guest rings and one that wakes the
+//! guest. Several tasks of a port sleep on the first; each registers a duplicate
+//! of its own, so that no task can swallow another's wake-up.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use shm_link::doorbell::{AsyncWait, Doorbell};
+use shm_link::linux::event::EventFd;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// The two doorbells of a link, from the host's side.
+#[derive(Debug)]
+pub struct Doorbells {
+    /// Rings the guest: an eventfd that the guest waits on, or one wired as an
+    /// interrupt (irqfd).
+    pub ring_guest: OwnedFd,
+    /// Rung by the guest: an eventfd that the guest writes, or one wired to a
+    /// port or a register (ioeventfd).
+    pub rung_by_guest: OwnedFd,
+}
+
+/// Rings the guest and counts how often.
+#[derive(Debug, Clone)]
+pub(crate) struct GuestBell(Arc<EventFd>);
+
+impl GuestBell {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self(Arc::new(EventFd::from(fd)))
+    }
+}
+
+impl Doorbell for GuestBell {
+    fn ring(&self) {
+        self.0.ring();
+    }
+}
+
+/// Waits for the guest's ring: one per task.
+///
+/// The eventfd is registered edge-triggered and never read: every write to an
+/// eventfd is a new edge, whatever its count, which saves a system call for each
+/// wake-up. Only its overflow would stop the edges, after 2^64 rings or a guest
+/// that writes a huge count on purpose, which silences its own doorbell.
+#[derive(Debug)]
+pub(crate) struct HostBell(AsyncFd<OwnedFd>);
+
+impl HostBell {
+    /// Registers a duplicate of `fd`.
+    pub(crate) fn new(fd: &OwnedFd) -> io::Result<Self> {
+        // A descriptor of a process that we do not control may block.
+        rustix::io::ioctl_fionbio(fd, true)?;
+        let fd = fd.try_clone()?;
+        // SAFETY: an OwnedFd is open as long as it exists and never changes.
+        let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        registered
+            .map(Self)
+            .map_err(|refused| refused.into_parts().1)
+    }
+}
+
+impl AsyncWait for HostBell {
+    async fn wait(&self) {
+        match self.0.readable().await {
+            Ok(mut ready) => ready.clear_ready(),
+            // The runtime is going away, and this task with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}

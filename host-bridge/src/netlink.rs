@@ -1,0 +1,364 @@
+//! The host's network configuration, over netlink.
+//!
+//! Thin functions that each make one change and name it when it fails; the
+//! port calls them when a guest comes, changes and goes. Interfaces are named
+//! by index, because names can be changed by others. Nothing here decides.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
+};
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::{
+    AddressMessageBuilder, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
+};
+use tokio::task::AbortHandle;
+
+use crate::error::NetlinkError;
+
+/// What the kernel says about an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Longest packet it carries, in bytes without the Ethernet header.
+    pub mtu: u32,
+    /// Its own MAC address (of a TAP: the host's end, not the guest's).
+    pub mac: Option<[u8; 6]>,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Whether it has a carrier.
+    pub carrier: bool,
+    /// Index of the bridge it belongs to.
+    pub master: Option<u32>,
+    /// The driver's name: `tun`, `bridge`, `veth`; none for real hardware.
+    pub kind: Option<String>,
+}
+
+/// A connection to the kernel's network configuration.
+///
+/// It belongs to the network namespace of the thread that made it, and needs
+/// the tokio runtime that it was made in. Clones share it; it is closed when
+/// the last one goes.
+#[derive(Debug, Clone)]
+pub struct Netlink {
+    handle: Handle,
+    _driver: Arc<Driver>,
+}
+
+/// The task that moves messages between the socket and the handles.
+#[derive(Debug)]
+struct Driver(AbortHandle);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Netlink {
+    /// Opens the connection. Call it inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Socket`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn connect() -> Result<Self, NetlinkError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Socket)?;
+        let driver = Driver(tokio::spawn(connection).abort_handle());
+        Ok(Self {
+            handle,
+            _driver: Arc::new(driver),
+        })
+    }
+
+    /// Looks an interface up.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NoSuchLink`] if there is none of this name.
+    pub async fn link_by_name(&self, name: &str) -> Result<LinkInfo, NetlinkError> {
+        self.find_link(name)
+            .await?
+            .ok_or_else(|| NetlinkError::NoSuchLink {
+                name: name.to_owned(),
+            })
+    }
+
+    async fn find_link(&self, name: &str) -> Result<Option<LinkInfo>, NetlinkError> {
+        let doing = || format!("looking up the interface {name}");
+        let request = self.handle.link().get().match_name(name).execute();
+        let mut answers = std::pin::pin!(request);
+        match answers.try_next().await {
+            Ok(Some(message)) => Ok(Some(link_info(message))),
+            Ok(None) => Ok(None),
+            Err(rtnetlink::Error::NetlinkError(message))
+                if message.to_io().raw_os_error() == Some(libc::ENODEV) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(refused(doing(), error)),
+        }
+    }
+
+    /// Brings an interface up.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn set_up(&self, index: u32) -> Result<(), NetlinkError> {
+        let change = LinkUnspec::new_with_index(index).up();
+        self.change("bringing it up", index, change).await
+    }
+
+    /// Brings an interface down.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn set_down(&self, index: u32) -> Result<(), NetlinkError> {
+        let change = LinkUnspec::new_with_index(index).down();
+        self.change("bringing it down", index, change).await
+    }
+
+    /// Sets the MTU, in bytes without the Ethernet header. A TAP takes 68 to
+    /// 65,521; IPv6 needs 1280.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
+        let change = LinkUnspec::new_with_index(index).mtu(mtu);
+        self.change(&format!("setting its MTU to {mtu}"), index, change)
+            .await
+    }
+
+    /// Sets the interface's own MAC address.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn set_mac(&self, index: u32, mac: [u8; 6]) -> Result<(), NetlinkError> {
+        let change = LinkUnspec::new_with_index(index).address(mac.to_vec());
+        self.change("setting its MAC address", index, change).await
+    }
+
+    /// Makes an interface a port of the bridge `bridge`.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NoSuchBridge`] or [`NetlinkError::NotABridge`] if that
+    /// is what is wrong.
+    pub async fn set_master(&self, index: u32, bridge: &str) -> Result<(), NetlinkError> {
+        let Some(found) = self.find_link(bridge).await? else {
+            return Err(NetlinkError::NoSuchBridge {
+                name: bridge.to_owned(),
+            });
+        };
+        if found.kind.as_deref() != Some("bridge") {
+            return Err(NetlinkError::NotABridge {
+                name: bridge.to_owned(),
+                kind: found.kind.unwrap_or_else(|| "a plain interface".to_owned()),
+            });
+        }
+        let change = LinkUnspec::new_with_index(index).controller(found.index);
+        self.change(&format!("adding it to the bridge {bridge}"), index, change)
+            .await
+    }
+
+    /// Takes an interface out of its bridge.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn clear_master(&self, index: u32) -> Result<(), NetlinkError> {
+        let change = LinkUnspec::new_with_index(index).nocontroller();
+        self.change("taking it out of its bridge", index, change)
+            .await
+    }
+
+    /// Gives an interface an address with its prefix. An IPv6 address is usable
+    /// at once: no duplicate address detection.
+    ///
+    /// # Errors
+    /// [`NetlinkError`]; see [`NetlinkError::is_already_there`].
+    pub async fn add_address(&self, index: u32, address: IpNet) -> Result<(), NetlinkError> {
+        let mut request = self
+            .handle
+            .address()
+            .add(index, address.addr(), address.prefix_len());
+        if address.addr().is_ipv6() {
+            let message = request.message_mut();
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            message
+                .attributes
+                .push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        request
+            .execute()
+            .await
+            .map_err(|e| refused(on("adding the address", address, index), e))
+    }
+
+    /// Takes an address from an interface.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn del_address(&self, index: u32, address: IpNet) -> Result<(), NetlinkError> {
+        self.handle
+            .address()
+            .del(address_message(index, address))
+            .execute()
+            .await
+            .map_err(|e| refused(on("removing the address", address, index), e))
+    }
+
+    /// Routes `destination` out of an interface, without a gateway.
+    ///
+    /// # Errors
+    /// [`NetlinkError`]; see [`NetlinkError::is_already_there`].
+    pub async fn add_route(&self, index: u32, destination: IpNet) -> Result<(), NetlinkError> {
+        let doing = || on("adding the route to", destination, index);
+        let destination = destination.trunc();
+        let message = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(destination.addr(), destination.prefix_len())
+            .map_err(|error| NetlinkError::Protocol {
+                doing: doing(),
+                detail: error.to_string(),
+            })?
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .build();
+        self.handle
+            .route()
+            .add(message)
+            .execute()
+            .await
+            .map_err(|e| refused(doing(), e))
+    }
+
+    /// Creates a bridge, brings it up and gives its index.
+    ///
+    /// # Errors
+    /// [`NetlinkError`]; see [`NetlinkError::is_already_there`].
+    pub async fn create_bridge(&self, name: &str) -> Result<u32, NetlinkError> {
+        self.handle
+            .link()
+            .add(LinkBridge::new(name).build())
+            .execute()
+            .await
+            .map_err(|e| refused(format!("creating the bridge {name}"), e))?;
+        Ok(self.link_by_name(name).await?.index)
+    }
+
+    /// Deletes an interface.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn delete_link(&self, index: u32) -> Result<(), NetlinkError> {
+        self.handle
+            .link()
+            .del(index)
+            .execute()
+            .await
+            .map_err(|e| refused(format!("deleting the interface with index {index}"), e))
+    }
+
+    /// Keeps the kernel from speaking IPv6 on an interface of its own accord:
+    /// no link-local address, so no duplicate address detection, no router
+    /// solicitation, no multicast listener reports. Addresses given by
+    /// [`add_address`](Self::add_address) work all the same. Call it before the
+    /// interface is brought up.
+    ///
+    /// # Errors
+    /// [`NetlinkError`], for instance where the kernel has no IPv6.
+    pub async fn quiet_ipv6(&self, index: u32) -> Result<(), NetlinkError> {
+        let spec = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        let change = LinkUnspec::new_with_index(index)
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![spec]));
+        self.change("switching off IPv6 autoconfiguration", index, change)
+            .await
+    }
+
+    async fn change(
+        &self,
+        doing: &str,
+        index: u32,
+        change: LinkMessageBuilder<LinkUnspec>,
+    ) -> Result<(), NetlinkError> {
+        self.handle
+            .link()
+            .change(change.build())
+            .execute()
+            .await
+            .map_err(|e| refused(format!("interface with index {index}: {doing}"), e))
+    }
+}
+
+fn on(doing: &str, what: IpNet, index: u32) -> String {
+    format!("{doing} {what} on the interface with index {index}")
+}
+
+fn link_info(message: LinkMessage) -> LinkInfo {
+    let flags = message.header.flags;
+    let mut info = LinkInfo {
+        index: message.header.index,
+        name: String::new(),
+        mtu: 0,
+        mac: None,
+        up: flags.contains(LinkFlags::Up),
+        carrier: flags.contains(LinkFlags::LowerUp),
+        master: None,
+        kind: None,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => info.name = name,
+            LinkAttribute::Mtu(mtu) => info.mtu = mtu,
+            LinkAttribute::Address(mac) => info.mac = mac.try_into().ok(),
+            LinkAttribute::Controller(index) => info.master = (index != 0).then_some(index),
+            LinkAttribute::LinkInfo(parts) => {
+                info.kind = parts.into_iter().find_map(|part| match part {
+                    rtnetlink::packet_route::link::LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    info
+}
+
+fn address_message(index: u32, address: IpNet) -> AddressMessage {
+    match address {
+        IpNet::V4(net) => AddressMessageBuilder::<Ipv4Addr>::new()
+            .index(index)
+            .address(net.addr(), net.prefix_len())
+            .build(),
+        IpNet::V6(net) => AddressMessageBuilder::<Ipv6Addr>::new()
+            .index(index)
+            .address(net.addr(), net.prefix_len())
+            .build(),
+    }
+}
+
+fn refused(doing: String, error: rtnetlink::Error) -> NetlinkError {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => {
+            let source = message.to_io();
+            if source.kind() == io::ErrorKind::PermissionDenied {
+                NetlinkError::NotPermitted { doing }
+            } else {
+                NetlinkError::Refused { doing, source }
+            }
+        }
+        other => NetlinkError::Protocol {
+            doing,
+            detail: other.to_string(),
+        },
+    }
+}

@@ -1,0 +1,115 @@
+//! The two pumps of a port: independent tasks, one per direction.
+//!
+//! ```text
+//! guest ─ ring ─▶ [to_host]  filter ─ impairment ─▶ TAP ─▶ kernel
+//! guest ◀─ ring ─ [to_guest] impairment ◀───────── TAP ◀─ kernel
+//! ```
+//!
+//! Each pump works through a budget of frames, then lets others run; with
+//! nothing to do it arms the ring's wait word and sleeps on the guest's
+//! doorbell or on the TAP. Neither ever waits for the other.
+
+mod to_guest;
+mod to_host;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use shm_link::doorbell::{AsyncWait, Doorbell};
+use shm_link::fault::PeerFault;
+use shm_link::ring::Wake;
+use tokio::io::unix::AsyncFd;
+
+use crate::bell::{GuestBell, HostBell};
+use crate::counters::{DirectionCounters, DropReason, PortCounters};
+use crate::impair::{Enqueued, Impair, ImpairedFrame};
+use crate::policy::PolicyWatch;
+use crate::tap::Tap;
+
+pub(crate) use to_guest::ToGuest;
+pub(crate) use to_host::ToHost;
+
+/// Frames moved before other tasks get their turn. At 1500 bytes a TAP call
+/// takes 1 to 2 µs, so a turn stays under 150 µs; a doorbell per turn is well
+/// under one per ten frames.
+const BUDGET_FRAMES: usize = 64;
+
+/// What both pumps of a port share.
+#[derive(Clone)]
+pub(crate) struct PumpShared {
+    pub(crate) tap: Arc<AsyncFd<Tap>>,
+    pub(crate) counters: Arc<PortCounters>,
+    pub(crate) policy: PolicyWatch,
+    pub(crate) ring_guest: GuestBell,
+}
+
+/// Why a pump stopped. Each ends the port.
+#[derive(Debug)]
+pub(crate) enum PumpEnd {
+    /// The guest broke the rules.
+    Fault(PeerFault),
+    /// The guest closed its side, and everything it sent was delivered.
+    Closed,
+    /// The TAP is of no more use.
+    Tap(io::Error),
+}
+
+impl From<PeerFault> for PumpEnd {
+    fn from(fault: PeerFault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// Rings the guest if it sleeps, and counts it.
+fn ring(wake: Wake, bell: &GuestBell, counters: &DirectionCounters) {
+    if wake == Wake::Ring {
+        bell.ring();
+        counters.doorbell();
+    }
+}
+
+/// Puts a frame into the impairment stage and counts what became of it.
+fn impair(stage: &mut Impair, now: Instant, frame: ImpairedFrame, counters: &DirectionCounters) {
+    match stage.enqueue(now, frame) {
+        Enqueued::Once => counters.set_held(stage.held()),
+        Enqueued::Twice => {
+            counters.duplicated();
+            counters.set_held(stage.held());
+        }
+        Enqueued::Dropped(reason) => counters.dropped(reason),
+    }
+}
+
+/// Counts what the stage still held as dropped.
+fn forget(stage: &mut Impair, counters: &DirectionCounters) {
+    let held = stage.clear();
+    counters.set_held(0);
+    counters.dropped_many(DropReason::Closed, held as u64);
+}
+
+/// Sleeps until `deadline`, or for ever without one.
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a new policy; for ever when the port is going away.
+async fn policy_changed(policy: &mut PolicyWatch) {
+    if policy.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Waits until the TAP may have a frame. The caller has seen it empty, so the
+/// readiness that was known is no longer true.
+async fn tap_readable(tap: &AsyncFd<Tap>) -> io::Result<()> {
+    tap.readable().await.map(drop)
+}
+
+/// Waits for the guest's ring.
+async fn rung(bell: &HostBell) {
+    bell.wait().await;
+}

@@ -1,0 +1,242 @@
+//! Host to guest: the hot loop that reads the TAP straight into the ring.
+//!
+//! Room is reserved before the TAP is read. A full ring leaves frames with the
+//! kernel, whose queue is the only one; the pump sleeps until the guest has made
+//! room for more than one frame.
+
+use std::io;
+use std::time::Instant;
+
+use shm_link::offload::OffloadHeader;
+use shm_link::record::RecordWriter;
+use shm_link::ring::Arm;
+use tokio::io::Interest;
+
+use super::{
+    BUDGET_FRAMES, PumpEnd, PumpShared, forget, impair, policy_changed, ring, rung, sleep_until,
+    tap_readable,
+};
+use crate::bell::HostBell;
+use crate::counters::DropReason;
+use crate::filter::{HEAD_LEN, Verdict};
+use crate::impair::{Impair, ImpairedFrame};
+use crate::policy::Policy;
+use crate::tap::{TapTrouble, classify};
+
+/// The pump from a guest's TAP to its ring.
+pub(crate) struct ToGuest {
+    frames: RecordWriter,
+    bell: HostBell,
+    shared: PumpShared,
+    stage: Impair,
+    /// A frame that left the impairment stage and found the ring full.
+    waiting: Option<ImpairedFrame>,
+}
+
+/// What a turn stopped for.
+enum Turn {
+    /// The budget is used up.
+    Budget,
+    /// The TAP has nothing.
+    TapEmpty,
+    /// The ring has no room for a frame.
+    RingFull,
+    /// The guest may have nothing now.
+    Held,
+}
+
+impl ToGuest {
+    pub(crate) fn new(frames: RecordWriter, bell: HostBell, shared: PumpShared) -> Self {
+        let stage = Impair::new(shared.policy.borrow().impair_to_guest.clone());
+        Self {
+            frames,
+            bell,
+            shared,
+            stage,
+            waiting: None,
+        }
+    }
+
+    /// Moves frames until something ends the port.
+    pub(crate) async fn run(mut self) -> PumpEnd {
+        let end = match self.pump().await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        let counters = &self.shared.counters.host_to_guest;
+        forget(&mut self.stage, counters);
+        if self.waiting.take().is_some() {
+            counters.dropped(DropReason::Closed);
+        }
+        ring(self.frames.close(), &self.shared.ring_guest, counters);
+        end
+    }
+
+    async fn pump(&mut self) -> Result<std::convert::Infallible, PumpEnd> {
+        loop {
+            let policy = self.shared.policy.borrow_and_update().clone();
+            if self.stage.config() != &policy.impair_to_guest {
+                self.stage.set_config(policy.impair_to_guest.clone());
+            }
+            let stopped = self.turn(&policy)?;
+            ring(
+                self.frames.publish(),
+                &self.shared.ring_guest,
+                &self.shared.counters.host_to_guest,
+            );
+            match stopped {
+                Turn::Budget => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Turn::TapEmpty => tokio::select! {
+                    ready = tap_readable(&self.shared.tap) => ready.map_err(PumpEnd::Tap)?,
+                    () = sleep_until(self.stage.poll_at()) => {}
+                    () = policy_changed(&mut self.shared.policy) => {}
+                },
+                Turn::RingFull => self.sleep_for_room(&policy).await?,
+                Turn::Held => policy_changed(&mut self.shared.policy).await,
+            }
+            self.shared.counters.host_to_guest.wakeup();
+        }
+    }
+
+    /// Moves at most a budget of frames.
+    fn turn(&mut self, policy: &Policy) -> Result<Turn, PumpEnd> {
+        if !policy.ready || !policy.carrier {
+            return Ok(Turn::Held);
+        }
+        let impaired = self.waiting.is_some() || !self.stage.is_transparent();
+        if impaired && !self.release()? {
+            return Ok(Turn::RingFull);
+        }
+        for _ in 0..BUDGET_FRAMES {
+            let moved = if impaired {
+                self.read_aside(policy)?
+            } else {
+                self.read_in_place(policy)?
+            };
+            if let Some(stopped) = moved {
+                return Ok(stopped);
+            }
+        }
+        Ok(Turn::Budget)
+    }
+
+    /// Reads one frame from the TAP into the ring. `Some` says why not.
+    fn read_in_place(&mut self, policy: &Policy) -> Result<Option<Turn>, PumpEnd> {
+        let room_len = policy.max_frame_len().min(self.frames.max_len());
+        let Some(room) = self.frames.reserve(room_len)? else {
+            return Ok(Some(Turn::RingFull));
+        };
+        // SAFETY: `room` has `room_len` bytes, ours until the next call on
+        // `frames`.
+        let Some(len) = (unsafe { read(&self.shared, room.as_ptr(), room_len) })? else {
+            return Ok(Some(Turn::TapEmpty));
+        };
+        let counters = &self.shared.counters.host_to_guest;
+        counters.frame_in(len);
+        let mut head = [0; HEAD_LEN];
+        let head_len = len.min(HEAD_LEN);
+        // SAFETY: `room` holds `len >= head_len` bytes; `head` is private. The
+        // guest may scribble on them; it fools nobody but itself.
+        unsafe { std::ptr::copy_nonoverlapping(room.as_ptr(), head.as_mut_ptr(), head_len) };
+        match policy.filter.check_to_guest(&head[..head_len]) {
+            Verdict::Drop(reason) => counters.dropped(reason),
+            Verdict::Pass => {
+                self.frames.commit(len, OffloadHeader::NONE);
+                counters.frame_out(len);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads one frame from the TAP into the impairment stage.
+    fn read_aside(&mut self, policy: &Policy) -> Result<Option<Turn>, PumpEnd> {
+        let mut bytes = vec![0; policy.max_frame_len().min(self.frames.max_len())];
+        // SAFETY: `bytes` is private memory of that length.
+        let Some(len) = (unsafe { read(&self.shared, bytes.as_mut_ptr(), bytes.len()) })? else {
+            return Ok(Some(Turn::TapEmpty));
+        };
+        bytes.truncate(len);
+        let counters = &self.shared.counters.host_to_guest;
+        counters.frame_in(len);
+        match policy.filter.check_to_guest(&bytes[..len.min(HEAD_LEN)]) {
+            Verdict::Drop(reason) => counters.dropped(reason),
+            Verdict::Pass => {
+                let frame = ImpairedFrame {
+                    offload: OffloadHeader::NONE,
+                    bytes,
+                };
+                impair(&mut self.stage, Instant::now(), frame, counters);
+            }
+        }
+        Ok((!self.release()?).then_some(Turn::RingFull))
+    }
+
+    /// Puts the frames that are due into the ring; `false` if it is full.
+    fn release(&mut self) -> Result<bool, PumpEnd> {
+        let now = Instant::now();
+        while let Some(frame) = self.waiting.take().or_else(|| self.stage.poll(now)) {
+            let counters = &self.shared.counters.host_to_guest;
+            if !self.frames.write(&frame.bytes, frame.offload)? {
+                self.waiting = Some(frame);
+                counters.set_held(self.stage.held() + 1);
+                return Ok(false);
+            }
+            counters.set_held(self.stage.held());
+            counters.frame_out(frame.bytes.len());
+        }
+        Ok(true)
+    }
+
+    /// Sleeps until the guest has made room, or closed.
+    async fn sleep_for_room(&mut self, policy: &Policy) -> Result<(), PumpEnd> {
+        // Several frames' worth, so that a guest that empties the ring frame by
+        // frame does not ring for each.
+        let room = (policy.max_frame_len() * 8).min(self.frames.max_len());
+        if self.frames.arm(room)? == Arm::Awake {
+            if self.frames.is_peer_closed() {
+                return Err(PumpEnd::Closed);
+            }
+            return Ok(());
+        }
+        tokio::select! {
+            () = rung(&self.bell) => {}
+            () = policy_changed(&mut self.shared.policy) => {}
+        }
+        self.frames.disarm();
+        Ok(())
+    }
+}
+
+/// Reads a frame; `None` if there is none now.
+///
+/// # Safety
+/// `start` is valid for writes of `len` bytes.
+unsafe fn read(shared: &PumpShared, start: *mut u8, len: usize) -> Result<Option<usize>, PumpEnd> {
+    // What only means "not now" is reported as such, so that `try_io` forgets
+    // the readiness: it would come back at once otherwise, for ever.
+    let result = shared.tap.try_io(Interest::READABLE, |tap| {
+        loop {
+            // SAFETY: promised by the caller.
+            let error = match unsafe { tap.read_raw(start, len) } {
+                Ok(len) => return Ok(Ok(len)),
+                Err(error) => error,
+            };
+            match classify(&error) {
+                TapTrouble::Interrupted => {}
+                TapTrouble::NotNow
+                | TapTrouble::Down
+                | TapTrouble::NoRoom
+                | TapTrouble::BadFrame => return Err(io::ErrorKind::WouldBlock.into()),
+                TapTrouble::Gone | TapTrouble::Broken => return Ok(Err(error)),
+            }
+        }
+    });
+    match result {
+        Ok(Ok(len)) => Ok(Some(len)),
+        Ok(Err(error)) => Err(PumpEnd::Tap(error)),
+        Err(_not_now) => Ok(None),
+    }
+}

@@ -1,0 +1,220 @@
+//! Guest to host: the hot loop that takes frames out of the ring and writes them
+//! to the TAP.
+//!
+//! The guest may change a frame while it is looked at. So its first
+//! [`HEAD_LEN`] bytes are copied once, the copy is checked, and the kernel is
+//! given the copy together with the rest of the frame, which nobody judged.
+
+use std::time::Instant;
+
+use shm_link::offload::Offloads;
+use shm_link::record::{Record, RecordReader};
+use shm_link::ring::Arm;
+
+use super::{
+    BUDGET_FRAMES, PumpEnd, PumpShared, forget, impair, policy_changed, ring, rung, sleep_until,
+};
+use crate::bell::HostBell;
+use crate::counters::{DirectionCounters, DropReason};
+use crate::filter::{HEAD_LEN, Verdict};
+use crate::impair::{Impair, ImpairedFrame};
+use crate::policy::Policy;
+use crate::tap::{RawSlice, TapTrouble, classify};
+
+/// The pump from a guest's ring to its TAP.
+pub(crate) struct ToHost {
+    frames: RecordReader,
+    bell: HostBell,
+    shared: PumpShared,
+    stage: Impair,
+}
+
+impl ToHost {
+    pub(crate) fn new(frames: RecordReader, bell: HostBell, shared: PumpShared) -> Self {
+        let stage = Impair::new(shared.policy.borrow().impair_to_host.clone());
+        Self {
+            frames,
+            bell,
+            shared,
+            stage,
+        }
+    }
+
+    /// Moves frames until something ends the port.
+    pub(crate) async fn run(mut self) -> PumpEnd {
+        let end = match self.pump().await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        forget(&mut self.stage, &self.shared.counters.guest_to_host);
+        ring(
+            self.frames.close(),
+            &self.shared.ring_guest,
+            &self.shared.counters.guest_to_host,
+        );
+        end
+    }
+
+    async fn pump(&mut self) -> Result<std::convert::Infallible, PumpEnd> {
+        loop {
+            let policy = self.shared.policy.borrow_and_update().clone();
+            if self.stage.config() != &policy.impair_to_host {
+                self.stage.set_config(policy.impair_to_host.clone());
+            }
+            let moved = self.turn(&policy)?;
+            ring(
+                self.frames.publish(),
+                &self.shared.ring_guest,
+                &self.shared.counters.guest_to_host,
+            );
+            if moved == BUDGET_FRAMES {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            self.sleep().await?;
+        }
+    }
+
+    /// Moves at most a budget of frames and says how many.
+    fn turn(&mut self, policy: &Policy) -> Result<usize, PumpEnd> {
+        let counters = &self.shared.counters.guest_to_host;
+        let impaired = !self.stage.is_transparent();
+        let mut moved = 0;
+        while moved < BUDGET_FRAMES {
+            let Some(record) = self.frames.peek()? else {
+                break;
+            };
+            counters.frame_in(record.len);
+            record
+                .offload
+                .check(record.len, Offloads::NONE)
+                .inspect_err(|_| {
+                    counters.dropped(DropReason::PeerFault);
+                })?;
+            let mut head = [0; HEAD_LEN];
+            let head = copy_head(&record, &mut head);
+            match admit(policy, head, record.len) {
+                Err(reason) => counters.dropped(reason),
+                Ok(()) if impaired => {
+                    let frame = ImpairedFrame {
+                        offload: record.offload,
+                        bytes: copy_frame(head, &record),
+                    };
+                    impair(&mut self.stage, Instant::now(), frame, counters);
+                }
+                Ok(()) => {
+                    let rest = rest_of(&record, head.len());
+                    write(
+                        &self.shared,
+                        &[RawSlice::new(head.as_ptr(), head.len()), rest],
+                        record.len,
+                    )?;
+                }
+            }
+            self.frames.consume();
+            moved += 1;
+        }
+        if impaired {
+            let now = Instant::now();
+            while let Some(frame) = self.stage.poll(now) {
+                counters.set_held(self.stage.held());
+                let part = RawSlice::new(frame.bytes.as_ptr(), frame.bytes.len());
+                write(&self.shared, &[part], frame.bytes.len())?;
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Sleeps until the guest rings, a held frame is due, or the policy changes.
+    async fn sleep(&mut self) -> Result<(), PumpEnd> {
+        if self.frames.arm()? == Arm::Awake {
+            if self.frames.is_finished()? {
+                return Err(PumpEnd::Closed);
+            }
+            return Ok(());
+        }
+        tokio::select! {
+            () = rung(&self.bell) => {}
+            () = sleep_until(self.stage.poll_at()) => {}
+            () = policy_changed(&mut self.shared.policy) => {}
+        }
+        self.frames.disarm();
+        self.shared.counters.guest_to_host.wakeup();
+        Ok(())
+    }
+}
+
+/// Whether the frame may go on, judged by the private copy of its head.
+fn admit(policy: &Policy, head: &[u8], frame_len: usize) -> Result<(), DropReason> {
+    if !policy.carrier {
+        return Err(DropReason::NoCarrier);
+    }
+    if frame_len > policy.max_frame_len() {
+        return Err(DropReason::TooLong);
+    }
+    match policy.filter.check(head, frame_len) {
+        Verdict::Pass => Ok(()),
+        Verdict::Drop(reason) => Err(reason),
+    }
+}
+
+/// Copies the first bytes of the frame, as many as the filter looks at.
+fn copy_head<'b>(record: &Record, head: &'b mut [u8; HEAD_LEN]) -> &'b [u8] {
+    let n = record.len.min(HEAD_LEN);
+    // SAFETY: the record has `len` readable bytes until it is consumed, and
+    // `head` is private memory of HEAD_LEN bytes; `n` is no more than either.
+    unsafe { std::ptr::copy_nonoverlapping(record.body.as_ptr(), head.as_mut_ptr(), n) };
+    &head[..n]
+}
+
+/// What follows the head, still in the ring.
+fn rest_of(record: &Record, head_len: usize) -> RawSlice {
+    // SAFETY: head_len is at most the record's length.
+    let start = unsafe { record.body.add(head_len) };
+    RawSlice::new(start.as_ptr(), record.len - head_len)
+}
+
+/// The checked head and a copy of the rest, for a frame that is held back.
+fn copy_frame(head: &[u8], record: &Record) -> Vec<u8> {
+    let mut bytes = vec![0; record.len];
+    bytes[..head.len()].copy_from_slice(head);
+    let rest = &mut bytes[head.len()..];
+    // SAFETY: the record has `len` readable bytes; `rest` is private memory of
+    // `len - head.len()` bytes.
+    unsafe {
+        let start = record.body.add(head.len());
+        std::ptr::copy_nonoverlapping(start.as_ptr(), rest.as_mut_ptr(), rest.len());
+    }
+    bytes
+}
+
+/// Hands a frame to the kernel and counts what became of it.
+fn write(shared: &PumpShared, parts: &[RawSlice], len: usize) -> Result<(), PumpEnd> {
+    let counters: &DirectionCounters = &shared.counters.guest_to_host;
+    loop {
+        // SAFETY: the parts are private memory, or the body of a record that is
+        // not consumed yet: readable for the length of the call.
+        let error = match unsafe { shared.tap.get_ref().writev_raw(parts) } {
+            Ok(_) => {
+                counters.frame_out(len);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let reason = match classify(&error) {
+            TapTrouble::Interrupted => continue,
+            // A TAP has no queue towards the kernel that could fill up for long:
+            // what it refuses now is lost, as on a network card.
+            TapTrouble::NotNow | TapTrouble::NoRoom | TapTrouble::BadFrame => {
+                DropReason::TapRefused
+            }
+            TapTrouble::Down => DropReason::LinkDown,
+            TapTrouble::Gone | TapTrouble::Broken => {
+                counters.dropped(DropReason::LinkDown);
+                return Err(PumpEnd::Tap(error));
+            }
+        };
+        counters.dropped(reason);
+        return Ok(());
+    }
+}

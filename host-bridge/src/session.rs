@@ -1,0 +1,394 @@
+//! The control session of one port: which configuration holds, and what follows
+//! from it for the pumps.
+//!
+//! [`Session`] decides and does no I/O: it wraps the control machine, and turns
+//! its events into a new [`Policy`], a new [`PortState`] and things for the
+//! port's task to [do](Action). The port's task moves messages and applies
+//! actions.
+//!
+//! While a change is on its way to the guest, both what held before and what
+//! will hold is allowed: the larger MTU, the addresses of both. Once the guest
+//! has acknowledged, only the new.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use shm_link::control::{
+    ConfigError, HostControl, HostEvent, HostOffer, Level, NetworkConfig, VersionRange,
+};
+use shm_link::fault::PeerFault;
+use tokio::sync::watch;
+
+use crate::filter::{Filter, FilterConfig};
+use crate::impair::ImpairConfig;
+use crate::policy::{Policy, PolicyWatch};
+
+/// How far a port's guest is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state", content = "why")]
+pub enum PortState {
+    /// No guest has said hello yet, or it said goodbye.
+    Waiting,
+    /// The guest speaks no version that this host does.
+    Refused(String),
+    /// The guest said hello and has no configuration yet.
+    Greeted,
+    /// The guest is configured: frames flow.
+    Running,
+    /// The port ended.
+    Ended(String),
+}
+
+impl fmt::Display for PortState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Waiting => f.write_str("waiting"),
+            Self::Refused(why) => write!(f, "refused: {why}"),
+            Self::Greeted => f.write_str("greeted"),
+            Self::Running => f.write_str("running"),
+            Self::Ended(why) => write!(f, "ended: {why}"),
+        }
+    }
+}
+
+/// What the port's task has to do after an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Set the TAP's MTU and carrier.
+    SetTap { mtu: u16, carrier: bool },
+    /// The guest has answered the change with this serial.
+    Answered {
+        serial: u32,
+        result: Result<(), String>,
+    },
+    /// A line for the log.
+    Log { level: log::Level, text: String },
+}
+
+/// The session of one port.
+pub(crate) struct Session {
+    control: HostControl,
+    /// What the guest last confirmed, if it is configured.
+    confirmed: Option<NetworkConfig>,
+    filter: FilterConfig,
+    policy: watch::Sender<Arc<Policy>>,
+    state: PortState,
+}
+
+impl Session {
+    pub(crate) fn new(
+        network: NetworkConfig,
+        filter: FilterConfig,
+        impair_to_host: ImpairConfig,
+        impair_to_guest: ImpairConfig,
+    ) -> Result<Self, ConfigError> {
+        let policy = Policy {
+            filter: filter_for(&filter, &[&network]),
+            ready: false,
+            carrier: network.carrier,
+            mtu: network.mtu,
+            impair_to_host,
+            impair_to_guest,
+        };
+        let offer = HostOffer {
+            versions: VersionRange::SUPPORTED,
+            features: 0,
+            config: network,
+        };
+        Ok(Self {
+            control: HostControl::new(offer)?,
+            confirmed: None,
+            filter,
+            policy: watch::Sender::new(Arc::new(policy)),
+            state: PortState::Waiting,
+        })
+    }
+
+    pub(crate) fn policy(&self) -> PolicyWatch {
+        self.policy.subscribe()
+    }
+
+    pub(crate) fn state(&self) -> &PortState {
+        &self.state
+    }
+
+    pub(crate) fn guest_name(&self) -> String {
+        printable(self.control.guest_name())
+    }
+
+    /// What the guest has, or is about to have.
+    pub(crate) fn agreed(&self) -> Option<&NetworkConfig> {
+        self.control.agreed()
+    }
+
+    pub(crate) fn impairments(&self) -> (ImpairConfig, ImpairConfig) {
+        let policy = self.policy.borrow();
+        (
+            policy.impair_to_host.clone(),
+            policy.impair_to_guest.clone(),
+        )
+    }
+
+    pub(crate) fn wants_input(&self) -> bool {
+        self.control.wants_input()
+    }
+
+    pub(crate) fn poll_transmit(&mut self) -> Option<&[u8]> {
+        self.control.poll_transmit()
+    }
+
+    pub(crate) fn transmitted(&mut self) {
+        self.control.transmitted();
+    }
+
+    /// Takes one message of the guest.
+    pub(crate) fn handle_message(&mut self, bytes: &[u8]) -> Result<Vec<Action>, PeerFault> {
+        let Some(event) = self.control.handle_message(bytes)? else {
+            return Ok(Vec::new());
+        };
+        let info = |text| Action::Log {
+            level: log::Level::Info,
+            text,
+        };
+        Ok(match event {
+            HostEvent::Hello {
+                version, restarted, ..
+            } => {
+                self.state = PortState::Greeted;
+                self.not_ready();
+                let again = if restarted { " again" } else { "" };
+                vec![info(format!(
+                    "the guest says hello{again}, version {version}"
+                ))]
+            }
+            HostEvent::Refused(refusal) => {
+                let why = refusal.to_string();
+                self.state = PortState::Refused(why.clone());
+                self.not_ready();
+                vec![Action::Log {
+                    level: log::Level::Warn,
+                    text: format!("refused: {why}"),
+                }]
+            }
+            HostEvent::Configured(config) => {
+                self.state = PortState::Running;
+                let text = format!("{} is configured: {}", self.who(), summary(&config));
+                let tap = Action::SetTap {
+                    mtu: config.mtu,
+                    carrier: config.carrier,
+                };
+                self.confirmed = Some(config);
+                self.apply_policy();
+                vec![tap, info(text)]
+            }
+            HostEvent::Acknowledged { serial } => {
+                self.confirmed = self
+                    .control
+                    .agreed()
+                    .filter(|agreed| agreed.serial == serial)
+                    .cloned()
+                    .or(self.confirmed.take());
+                let mut actions = vec![Action::Answered {
+                    serial,
+                    result: Ok(()),
+                }];
+                if let Some(config) = &self.confirmed {
+                    actions.push(Action::SetTap {
+                        mtu: config.mtu,
+                        carrier: config.carrier,
+                    });
+                    actions.push(info(format!(
+                        "{} applied a change: {}",
+                        self.who(),
+                        summary(config)
+                    )));
+                }
+                self.apply_policy();
+                actions
+            }
+            HostEvent::Rejected {
+                serial,
+                code,
+                words,
+            } => {
+                let why = format!("{code}: {}", printable(words));
+                let text = format!("{} did not apply a change: {why}", self.who());
+                self.take_back(serial);
+                vec![
+                    Action::Answered {
+                        serial,
+                        result: Err(why),
+                    },
+                    Action::Log {
+                        level: log::Level::Warn,
+                        text,
+                    },
+                ]
+            }
+            HostEvent::Report { level, text } => {
+                let level = match level {
+                    Level::Panic | Level::Error => log::Level::Error,
+                    Level::Warn => log::Level::Warn,
+                    Level::Info => log::Level::Info,
+                    Level::Debug => log::Level::Debug,
+                    Level::Trace | Level::Other(_) => log::Level::Trace,
+                };
+                vec![Action::Log {
+                    level,
+                    text: format!("{} says: {}", self.who(), printable(text)),
+                }]
+            }
+            HostEvent::Goodbye { code, words } => {
+                self.state = PortState::Waiting;
+                let text = format!("{} says goodbye ({code}): {}", self.who(), printable(words));
+                self.not_ready();
+                let mtu = self.policy.borrow().mtu;
+                vec![
+                    Action::SetTap {
+                        mtu,
+                        carrier: false,
+                    },
+                    info(text),
+                ]
+            }
+            HostEvent::Pong => Vec::new(),
+        })
+    }
+
+    /// Changes what the guest is to have. The serial names the change in a later
+    /// [`Action::Answered`], which comes only if the guest is running.
+    pub(crate) fn update(
+        &mut self,
+        change: impl FnOnce(&mut NetworkConfig),
+    ) -> Result<u32, ConfigError> {
+        let mut network = self.control.offered().clone();
+        change(&mut network);
+        let serial = self.control.update(network)?;
+        self.apply_policy();
+        Ok(serial)
+    }
+
+    /// The guest would not have the change: what it confirmed still holds. A
+    /// newer change that waits behind it is left alone.
+    fn take_back(&mut self, serial: u32) {
+        if self
+            .control
+            .agreed()
+            .is_some_and(|agreed| agreed.serial == serial)
+            && let Some(confirmed) = self.confirmed.clone()
+        {
+            // The host's own maximum is not what was agreed: keep it.
+            let mtu = self.control.offered().mtu.max(confirmed.mtu);
+            if self
+                .control
+                .update(NetworkConfig { mtu, ..confirmed })
+                .is_err()
+            {
+                log::error!("a configuration that held before is now invalid");
+            }
+        }
+        self.apply_policy();
+    }
+
+    /// Changes the fault injection; `None` leaves a direction as it is.
+    pub(crate) fn set_impairments(
+        &mut self,
+        to_host: Option<ImpairConfig>,
+        to_guest: Option<ImpairConfig>,
+    ) {
+        self.change_policy(|policy| {
+            if let Some(config) = to_host {
+                policy.impair_to_host = config;
+            }
+            if let Some(config) = to_guest {
+                policy.impair_to_guest = config;
+            }
+        });
+    }
+
+    /// The session ended, for the status.
+    pub(crate) fn end(&mut self, why: String) {
+        self.state = PortState::Ended(why);
+        self.not_ready();
+    }
+
+    fn not_ready(&mut self) {
+        self.confirmed = None;
+        self.change_policy(|policy| policy.ready = false);
+    }
+
+    /// Derives the pumps' rules from what is confirmed and what is agreed.
+    fn apply_policy(&mut self) {
+        let Some(agreed) = self.control.agreed() else {
+            return;
+        };
+        let held = self.confirmed.as_ref().unwrap_or(agreed);
+        let filter = filter_for(&self.filter, &[held, agreed]);
+        let (carrier, mtu) = (agreed.carrier, held.mtu.max(agreed.mtu));
+        self.change_policy(|policy| {
+            policy.filter = filter;
+            policy.ready = true;
+            policy.carrier = carrier;
+            policy.mtu = mtu;
+        });
+    }
+
+    fn change_policy(&self, change: impl FnOnce(&mut Policy)) {
+        self.policy
+            .send_modify(|policy| change(Arc::make_mut(policy)));
+    }
+
+    fn who(&self) -> String {
+        match self.control.guest_name() {
+            "" => "the guest".to_owned(),
+            name => format!("guest {}", printable(name)),
+        }
+    }
+}
+
+/// A filter that lets the guest use the addresses of all these configurations.
+fn filter_for(config: &FilterConfig, networks: &[&NetworkConfig]) -> Filter {
+    let mut config = config.clone();
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for network in networks {
+        addresses.extend(network.v4.iter().map(|a| IpAddr::V4(a.addr)));
+        addresses.extend(network.v6.iter().map(|a| IpAddr::V6(a.addr)));
+        config.allow_dhcp |= network.dhcp4;
+        config.allow_slaac |= network.slaac;
+    }
+    addresses.sort();
+    addresses.dedup();
+    // The MAC never changes while a port lives.
+    let mac = networks.first().map_or([0; 6], |network| network.mac);
+    Filter::new(config, mac, &addresses)
+}
+
+/// One line about a configuration.
+fn summary(config: &NetworkConfig) -> String {
+    let mut line = format!("MTU {}", config.mtu);
+    for address in &config.v4 {
+        line += &format!(", {address}");
+    }
+    for address in &config.v6 {
+        line += &format!(", {address}");
+    }
+    if !config.carrier {
+        line += ", no carrier";
+    }
+    line
+}
+
+/// A guest's text, fit for a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            if c.is_control() {
+                c.escape_default().collect::<Vec<_>>()
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
+}

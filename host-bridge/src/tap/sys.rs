@@ -1,0 +1,131 @@
+//! The system calls of a TAP: ioctls on its descriptor, and reads and writes
+//! that take raw memory.
+//!
+//! Frame bytes lie in memory that an untrusted guest writes at the same time,
+//! so no Rust reference to them may exist; the standard library and rustix only
+//! take references, hence libc here. Called by [`Tap`](super::Tap) alone.
+
+use std::ffi::{CStr, c_int};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater};
+
+/// A piece of memory to be written to a TAP: a pointer and a length, without
+/// any claim that the bytes hold still.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy)]
+pub struct RawSlice(libc::iovec);
+
+impl RawSlice {
+    /// `len` bytes from `start` on.
+    pub const fn new(start: *const u8, len: usize) -> Self {
+        Self(libc::iovec {
+            // The kernel only reads through it; iovec has one type for both.
+            iov_base: start.cast_mut().cast(),
+            iov_len: len,
+        })
+    }
+}
+
+/// Reads at most `len` bytes to `start`.
+///
+/// # Safety
+/// `start` is valid for writes of `len` bytes for the length of the call.
+pub(super) unsafe fn read(fd: BorrowedFd<'_>, start: *mut u8, len: usize) -> io::Result<usize> {
+    // SAFETY: the descriptor is open while borrowed; the memory is writable, as
+    // the caller promises.
+    let count = unsafe { libc::read(fd.as_raw_fd(), start.cast(), len) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Writes all `parts` as one frame.
+///
+/// # Safety
+/// Each part is valid for reads of its length for the length of the call.
+pub(super) unsafe fn writev(fd: BorrowedFd<'_>, parts: &[RawSlice]) -> io::Result<usize> {
+    let count = c_int::try_from(parts.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the descriptor is open while borrowed; RawSlice is a transparent
+    // iovec, `count` of them lie at the pointer; each is readable, as the
+    // caller promises.
+    let count = unsafe { libc::writev(fd.as_raw_fd(), parts.as_ptr().cast(), count) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// What an attached descriptor is.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    pub(super) name: String,
+    flags: c_int,
+}
+
+impl Attachment {
+    pub(super) fn is_tap(&self) -> bool {
+        self.flags & libc::IFF_TAP != 0
+    }
+
+    pub(super) fn is_persistent(&self) -> bool {
+        self.flags & libc::IFF_PERSIST != 0
+    }
+
+    // There is no such question for packet information: TUNGETIFF shows
+    // IFF_NOFILTER in the bit of IFF_NO_PI.
+    pub(super) fn has_vnet_header(&self) -> bool {
+        self.flags & libc::IFF_VNET_HDR != 0
+    }
+}
+
+/// Asks which interface a descriptor is attached to (`TUNGETIFF`).
+pub(super) fn attachment(fd: impl AsFd) -> io::Result<Attachment> {
+    // SAFETY: an ifreq is plain data, all zero is a value of it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: TUNGETIFF writes one ifreq to the pointer, which is what Updater
+    // passes; on a descriptor of another driver it is unknown and fails.
+    unsafe {
+        let ioctl = Updater::<{ libc::TUNGETIFF as Opcode }, _>::new(&mut request);
+        rustix::ioctl::ioctl(fd, ioctl)?;
+    }
+    // SAFETY: the flags are the union's member that TUNGETIFF fills.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    // SAFETY: c_char and u8 have the same layout.
+    let name: &[u8; libc::IFNAMSIZ] = unsafe { &*(&raw const request.ifr_name).cast() };
+    let name = CStr::from_bytes_until_nul(name)
+        .map_err(|_| io::ErrorKind::InvalidData)?
+        .to_string_lossy()
+        .into_owned();
+    // The flags are an unsigned 16-bit set in a signed field.
+    let flags = c_int::from(flags.cast_unsigned());
+    Ok(Attachment { name, flags })
+}
+
+/// Switches all offloads of the device off (`TUNSETOFFLOAD`): on a persistent
+/// TAP the settings of its last user are still in force.
+pub(super) fn clear_offloads(fd: impl AsFd) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes its argument by value, as a set of bits.
+    unsafe {
+        let ioctl = IntegerSetter::<{ libc::TUNSETOFFLOAD as Opcode }>::new_usize(0);
+        rustix::ioctl::ioctl(fd, ioctl)?;
+    }
+    Ok(())
+}
+
+/// Sets the carrier that the kernel sees on the interface (`TUNSETCARRIER`).
+pub(super) fn set_carrier(fd: impl AsFd, on: bool) -> io::Result<()> {
+    // SAFETY: TUNSETCARRIER reads one int through the pointer.
+    unsafe {
+        let ioctl = Setter::<{ libc::TUNSETCARRIER as Opcode }, c_int>::new(c_int::from(on));
+        rustix::ioctl::ioctl(fd, ioctl)?;
+    }
+    Ok(())
+}
+
+/// Opens the network namespace that the interface lives in (`TUNGETDEVNETNS`).
+pub(super) fn network_namespace(fd: impl AsFd) -> io::Result<OwnedFd> {
+    // SAFETY: TUNGETDEVNETNS takes no argument.
+    let ns = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TUNGETDEVNETNS as _) };
+    if ns < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel made this descriptor for this call; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(ns) })
+}

@@ -1,0 +1,419 @@
+//! A process guest's way in: connect to the daemon, shake hands, map the memory.
+//!
+//! Called once at the start by a guest that is an ordinary process. It blocks,
+//! within the time it is given. Afterwards the socket only tells whether the
+//! daemon is still there; the link itself lives in the shared memory and
+//! survives the daemon.
+
+use core::fmt;
+use core::time::Duration;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::sockopt::Timeout;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use super::address::Address;
+use super::event::EventFd;
+use super::ivshmem::{ClientSetup, Setup, SetupError, Stage, Step};
+use super::memory::{MemoryError, SharedMemory};
+use super::wire::{MessageReader, Received, WireError};
+
+/// Messages that [`Attachment::daemon_alive`] throws away in one call. The
+/// daemon sends none after the handshake, so any bound will do.
+const STRAY_MESSAGES: usize = 64;
+
+/// A guest's end of an attachment.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The memory it shares with the host.
+    pub memory: SharedMemory,
+    /// Rings the host.
+    pub ring_host: EventFd,
+    /// Rung by the host.
+    pub doorbell: EventFd,
+    /// The id that the daemon gave this guest.
+    pub id: u16,
+    /// The connection to the daemon. Keep it open: closing it detaches. It
+    /// becomes readable when the daemon goes away.
+    pub socket: OwnedFd,
+}
+
+/// Why a guest could not attach.
+#[derive(Debug)]
+pub enum AttachError {
+    /// Nobody answered at the address.
+    Connect {
+        /// The address.
+        address: Address,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The daemon closed the connection before the handshake was complete.
+    Refused {
+        /// What this guest was waiting for.
+        waiting_for: Stage,
+    },
+    /// The daemon was silent for too long.
+    Timeout {
+        /// What this guest was waiting for.
+        waiting_for: Stage,
+        /// How long the whole attempt was allowed to last.
+        after: Duration,
+    },
+    /// What came was no message.
+    Wire(WireError),
+    /// The messages were not the protocol's.
+    Setup(SetupError),
+    /// The memory could not be used.
+    Memory(MemoryError),
+}
+
+impl fmt::Display for AttachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect { address, source } => {
+                let advice = match source.kind() {
+                    io::ErrorKind::NotFound => "start the daemon first, or check the path",
+                    io::ErrorKind::ConnectionRefused => "no daemon listens there; start it",
+                    io::ErrorKind::PermissionDenied => {
+                        "this user may not open the socket; change its group or mode, or the user"
+                    }
+                    io::ErrorKind::WouldBlock => {
+                        "the daemon does not accept connections in time; it may be stuck"
+                    }
+                    _ => "check the address",
+                };
+                write!(f, "cannot connect to {address}: {source} ({advice})")
+            }
+            Self::Refused { waiting_for } => write!(
+                f,
+                "the daemon closed the connection instead of sending {waiting_for}: it refused this guest, and its log says why"
+            ),
+            Self::Timeout { waiting_for, after } => write!(
+                f,
+                "the daemon did not send {waiting_for} within {after:?}: it may be stuck, or another program listens there"
+            ),
+            Self::Wire(source) => source.fmt(f),
+            Self::Setup(source) => source.fmt(f),
+            Self::Memory(source) => source.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for AttachError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Connect { source, .. } => Some(source),
+            // Their words are this error's words already: go on to their cause.
+            Self::Wire(source) => source.source(),
+            Self::Memory(source) => source.source(),
+            Self::Refused { .. } | Self::Timeout { .. } | Self::Setup(_) => None,
+        }
+    }
+}
+
+impl Attachment {
+    /// Attaches to the daemon that listens at `address`. The whole attempt
+    /// lasts no longer than `timeout`.
+    ///
+    /// # Errors
+    /// [`AttachError`]; nothing stays open then.
+    pub fn connect(address: &Address, timeout: Duration) -> Result<Self, AttachError> {
+        let start = Instant::now();
+        let socket = connect(address, timeout).map_err(|e| AttachError::Connect {
+            address: address.clone(),
+            source: e.into(),
+        })?;
+        Self::handshake(socket, start, timeout)
+    }
+
+    fn handshake(socket: OwnedFd, start: Instant, timeout: Duration) -> Result<Self, AttachError> {
+        let mut reader = MessageReader::default();
+        let mut client = ClientSetup::default();
+        loop {
+            let waiting_for = client.stage();
+            match reader.read(&socket).map_err(from_wire(waiting_for))? {
+                Received::Message(value, fd) => {
+                    match client
+                        .handle_message(value, fd)
+                        .map_err(AttachError::Setup)?
+                    {
+                        Step::More(next) => client = next,
+                        Step::Done(setup) => return Self::complete(setup, socket),
+                    }
+                }
+                Received::Closed => return Err(AttachError::Refused { waiting_for }),
+                Received::Pending => {
+                    let left = timeout.saturating_sub(start.elapsed());
+                    if left.is_zero() {
+                        return Err(AttachError::Timeout {
+                            waiting_for,
+                            after: timeout,
+                        });
+                    }
+                    wait_readable(&socket, left).map_err(from_wire(waiting_for))?;
+                }
+            }
+        }
+    }
+
+    fn complete(setup: Setup, socket: OwnedFd) -> Result<Self, AttachError> {
+        Ok(Self {
+            memory: SharedMemory::from_fd(setup.memory).map_err(AttachError::Memory)?,
+            ring_host: setup.ring_host.into(),
+            doorbell: setup.doorbell.into(),
+            id: setup.id,
+            socket,
+        })
+    }
+
+    /// Whether the daemon still holds its end of the connection. When it does
+    /// not, the memory stays usable, and a new attachment is the way back.
+    pub fn daemon_alive(&self) -> bool {
+        for _ in 0..STRAY_MESSAGES {
+            match MessageReader::default().read(&self.socket) {
+                Ok(Received::Message(..)) => {}
+                Ok(Received::Pending) => return true,
+                Ok(Received::Closed) | Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+fn connect(address: &Address, timeout: Duration) -> rustix::io::Result<OwnedFd> {
+    let family = AddressFamily::UNIX;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // While the daemon's backlog is full, connect waits as long as a send may.
+    // No time at all would mean "for ever" to the kernel.
+    let patience = timeout.max(Duration::from_millis(1));
+    rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+    let address = address.to_rustix()?;
+    rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address))?;
+    Ok(socket)
+}
+
+fn wait_readable(socket: &OwnedFd, timeout: Duration) -> Result<(), WireError> {
+    let timeout = Timespec::try_from(timeout).ok();
+    match rustix::event::poll(&mut [PollFd::new(socket, PollFlags::IN)], timeout.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(e) => Err(WireError::Io(e.into())),
+    }
+}
+
+/// A server that closes with something of ours unread resets the connection;
+/// that is a refusal like any other.
+fn from_wire(waiting_for: Stage) -> impl Fn(WireError) -> AttachError {
+    move |error| match error {
+        WireError::Io(e) if e.kind() == io::ErrorKind::ConnectionReset => {
+            AttachError::Refused { waiting_for }
+        }
+        other => AttachError::Wire(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doorbell::{Doorbell, Wait};
+    use crate::linux::ivshmem::{ServerSetup, send_setup};
+    use crate::linux::wire::send_message;
+    use std::format;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::string::ToString;
+    use std::sync::mpsc;
+    use std::thread::{self, JoinHandle};
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// A server with one conversation in it, on an abstract address of its own.
+    fn serve<T: Send + 'static>(
+        name: &str,
+        talk: impl FnOnce(UnixStream) -> T + Send + 'static,
+    ) -> (Address, JoinHandle<T>) {
+        let address: Address = format!("@shm-link-test-{}-{name}", std::process::id())
+            .parse()
+            .unwrap();
+        let listener = UnixListener::bind_addr(&address.socket_addr().unwrap()).unwrap();
+        (
+            address,
+            thread::spawn(move || talk(listener.accept().unwrap().0)),
+        )
+    }
+
+    struct Host {
+        memory: SharedMemory,
+        doorbell: EventFd,
+        ring_guest: EventFd,
+        socket: UnixStream,
+    }
+
+    fn welcome(socket: UnixStream) -> Host {
+        let host = Host {
+            memory: SharedMemory::create("test", 65536).unwrap(),
+            doorbell: EventFd::new().unwrap(),
+            ring_guest: EventFd::new().unwrap(),
+            socket,
+        };
+        let setup = ServerSetup {
+            client_id: 9,
+            host_id: 0,
+            memory: host.memory.fd(),
+            ring_host: &[host.doorbell.as_fd()],
+            ring_client: &[host.ring_guest.as_fd()],
+        };
+        send_setup(&host.socket, setup).unwrap();
+        host
+    }
+
+    #[test]
+    fn an_attached_guest_shares_memory_and_doorbells_with_the_host() {
+        let (address, server) = serve("welcome", |socket| {
+            let host = welcome(socket);
+            host.doorbell.wait(Some(LONG));
+            let mut question = [0; 4];
+            host.memory.region().copy_out(128, &mut question).unwrap();
+            host.memory.region().copy_in(256, &question).unwrap();
+            host.ring_guest.ring();
+            host
+        });
+        let guest = Attachment::connect(&address, LONG).unwrap();
+        assert_eq!((guest.id, guest.memory.len()), (9, 65536));
+        guest.memory.region().copy_in(128, b"ping").unwrap();
+        guest.ring_host.ring();
+        guest.doorbell.wait(Some(LONG));
+        let mut answer = [0; 4];
+        guest.memory.region().copy_out(256, &mut answer).unwrap();
+        assert_eq!(&answer, b"ping");
+        drop(server.join().unwrap());
+    }
+
+    #[test]
+    fn a_guest_sees_that_the_daemon_went_away_and_keeps_its_memory() {
+        let (address, server) = serve("leaving", welcome);
+        let guest = Attachment::connect(&address, LONG).unwrap();
+        let host = server.join().unwrap();
+        assert!(guest.daemon_alive());
+        // Later notices of the protocol are no sign of life or death.
+        send_message(&host.socket, 3, Some(host.doorbell.as_fd())).unwrap();
+        send_message(&host.socket, 3, None).unwrap();
+        assert!(guest.daemon_alive());
+        drop(host);
+        assert!(!guest.daemon_alive());
+        assert!(!guest.daemon_alive());
+        guest.memory.region().copy_in(0, b"mine").unwrap();
+    }
+
+    #[test]
+    fn a_closed_connection_is_a_refusal_that_points_to_the_daemons_log() {
+        let (address, server) = serve("refusing", drop);
+        let error = Attachment::connect(&address, LONG).unwrap_err();
+        assert!(matches!(
+            error,
+            AttachError::Refused {
+                waiting_for: Stage::Version
+            }
+        ));
+        assert!(error.to_string().contains("refused this guest"), "{error}");
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_conversation_that_breaks_off_says_what_was_missing() {
+        let (address, server) = serve("breaking", |socket| {
+            send_message(&socket, 0, None).unwrap();
+            send_message(&socket, 5, None).unwrap();
+        });
+        let error = Attachment::connect(&address, LONG).unwrap_err();
+        assert!(matches!(
+            error,
+            AttachError::Refused {
+                waiting_for: Stage::Memory
+            }
+        ));
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_silent_server_and_a_partial_message_end_at_the_timeout() {
+        for (name, bytes) in [("silent", &[][..]), ("partial", &[0; 5])] {
+            let (done, until_done) = mpsc::channel::<()>();
+            let (address, server) = serve(name, move |mut socket| {
+                io::Write::write_all(&mut socket, bytes).unwrap();
+                let _ = until_done.recv();
+            });
+            let timeout = Duration::from_millis(50);
+            let error = Attachment::connect(&address, timeout).unwrap_err();
+            assert!(matches!(
+                error,
+                AttachError::Timeout {
+                    waiting_for: Stage::Version,
+                    ..
+                }
+            ));
+            drop(done);
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_full_backlog_ends_at_the_timeout() {
+        let address: Address = format!("@shm-link-test-{}-full", std::process::id())
+            .parse()
+            .unwrap();
+        let family = AddressFamily::UNIX;
+        let listener =
+            rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        rustix::net::bind(&listener, &address.to_rustix().unwrap()).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let _queued = connect(&address, LONG).unwrap();
+        let error = Attachment::connect(&address, Duration::from_millis(50)).unwrap_err();
+        assert!(error.to_string().contains("in time"), "{error}");
+    }
+
+    #[test]
+    fn an_address_where_nobody_listens_is_named_in_the_error() {
+        let missing: Address = "/nowhere/at-all.sock".parse().unwrap();
+        let error = Attachment::connect(&missing, LONG).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/at-all.sock") && error.contains("start the daemon"));
+
+        let abandoned: Address = "@shm-link-test-nobody".parse().unwrap();
+        let error = Attachment::connect(&abandoned, LONG)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("@shm-link-test-nobody") && error.contains("start it"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn memory_that_the_server_could_shrink_is_refused() {
+        let (address, server) = serve("unsealed", |socket| {
+            let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+            let memory = rustix::fs::memfd_create("test", flags).unwrap();
+            rustix::fs::ftruncate(&memory, 4096).unwrap();
+            let event = EventFd::new().unwrap();
+            let setup = ServerSetup {
+                client_id: 1,
+                host_id: 0,
+                memory: memory.as_fd(),
+                ring_host: &[event.as_fd()],
+                ring_client: &[event.as_fd()],
+            };
+            send_setup(&socket, setup).unwrap();
+        });
+        let error = Attachment::connect(&address, LONG).unwrap_err();
+        assert!(
+            matches!(error, AttachError::Memory(MemoryError::NotSealed)),
+            "{error}"
+        );
+        server.join().unwrap();
+    }
+}
