@@ -18,7 +18,7 @@ use crate::port::{Port, PortConfig, PortEnd, PortHandle, PortStatus};
 /// All ports of this process. Clones are the same bridge.
 #[derive(Clone)]
 pub struct Bridge {
-    netlink: Arc<Netlink>,
+    netlink: Netlink,
     ports: Arc<Mutex<BTreeMap<String, PortHandle>>>,
 }
 
@@ -30,7 +30,7 @@ impl Bridge {
     /// [`BridgeError`] if the kernel's network configuration cannot be reached.
     pub fn new() -> Result<Self, BridgeError> {
         Ok(Self {
-            netlink: Arc::new(Netlink::connect()?),
+            netlink: Netlink::connect()?,
             ports: Arc::default(),
         })
     }

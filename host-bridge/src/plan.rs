@@ -37,6 +37,10 @@ pub struct Plan {
     pub net6: Option<Ipv6Net>,
     /// Most bytes of a packet, without the Ethernet header.
     pub mtu: u16,
+    /// Whether the guests ask for (more) IPv4 addresses by DHCP on the link.
+    pub dhcp4: bool,
+    /// Whether the guests make (more) IPv6 addresses from router advertisements.
+    pub slaac: bool,
     /// DNS servers the guests are told, at most four.
     pub dns: Vec<IpAddr>,
     /// Most guests at a time, from 1 to 4096.
@@ -76,7 +80,10 @@ pub enum PlanError {
     #[error("guests cannot be configured like this: {0}")]
     Config(String),
     /// All slots are taken.
-    #[error("all {0} places for guests are taken: raise --max-guests")]
+    #[error(
+        "all places for guests at this socket are taken ({0}): raise max_guests, or, at the socket \
+         of a port with a name of its own, wait until the guest before is gone"
+    )]
     Full(u16),
 }
 
@@ -191,6 +198,7 @@ impl Plan {
                 host_addresses.push(host.into());
             }
         }
+        (network.dhcp4, network.slaac) = (self.dhcp4, self.slaac);
         network
             .dns
             .extend(self.dns.iter().copied().take(network.dns.capacity()));
@@ -264,6 +272,8 @@ mod tests {
             net4: Some("10.77.0.0/24".parse().unwrap()),
             net6: Some("fd77::/64".parse().unwrap()),
             mtu: 1500,
+            dhcp4: false,
+            slaac: false,
             dns: vec!["10.77.0.1".parse().unwrap()],
             max_guests: 64,
             prefix: "guest".to_owned(),

@@ -25,6 +25,17 @@ pub(crate) struct Policy {
     pub(crate) impair_to_host: ImpairConfig,
     /// Fault injection on the way from host to guest.
     pub(crate) impair_to_guest: ImpairConfig,
+    /// The pumps are to end.
+    pub(crate) stop: Option<Stop>,
+}
+
+/// How the pumps leave the rings when they end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Open, for whoever takes them next.
+    LeaveOpen,
+    /// Closed: the guest is to see that the link is over.
+    Close,
 }
 
 impl Policy {

@@ -31,6 +31,7 @@ use crate::error::BridgeError;
 use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
 use crate::netlink::Netlink;
+use crate::policy::Stop;
 use crate::pump::{PumpEnd, PumpShared, ToGuest, ToHost};
 pub use crate::session::PortState;
 use crate::session::{Action, Session};
@@ -216,6 +217,7 @@ impl From<PumpEnd> for PortEnd {
             PumpEnd::Fault(fault) => Self::Fault(fault),
             PumpEnd::Closed => Self::Closed,
             PumpEnd::Tap(error) => Self::Tap(error.to_string()),
+            PumpEnd::Told(_) => Self::Detached,
         }
     }
 }
@@ -343,7 +345,7 @@ impl Port {
     /// Makes the port's TAP, publishes the memory map in `region`, and starts
     /// to serve the guest.
     pub(crate) async fn open(
-        netlink: &Arc<Netlink>,
+        netlink: &Netlink,
         region: Region,
         layout: Layout,
         doorbells: Doorbells,
@@ -498,7 +500,7 @@ struct Task {
     bell: HostBell,
     ring_guest: GuestBell,
     tap: Arc<AsyncFd<Tap>>,
-    netlink: Arc<Netlink>,
+    netlink: Netlink,
     shown: Arc<Shown>,
     inbox: mpsc::Receiver<Command>,
     pending: Vec<Pending>,
@@ -513,14 +515,18 @@ impl Task {
             Ok(never) => match never {},
             Err(end) => end,
         };
-        pumps.shutdown().await;
-        if end != PortEnd::Detached {
+        let stop = match end {
+            PortEnd::Detached => Stop::LeaveOpen,
+            PortEnd::Fault(_) | PortEnd::Closed | PortEnd::Tap(_) | PortEnd::Failed(_) => Stop::Close,
+        };
+        self.session.end(end.to_string(), stop);
+        while pumps.join_next().await.is_some() {}
+        if stop == Stop::Close {
             let _ = self.control_rx.close().or(self.control_tx.close());
             // Whatever it waits for, the guest is to see that it is over.
             self.ring_guest.ring();
         }
         let _ = self.tap.get_ref().set_carrier(false);
-        self.session.end(end.to_string());
         self.show();
         end
     }

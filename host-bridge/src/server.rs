@@ -9,18 +9,23 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustix::fs::Mode;
 
 use shm_link::linux::address::Address;
 use shm_link::linux::event::EventFd;
 use shm_link::linux::ivshmem::{ServerSetup, send_setup};
 use shm_link::linux::memory::SharedMemory;
 use shm_link::superblock::{Layout, LayoutOptions};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::bell::Doorbells;
@@ -28,12 +33,14 @@ use crate::bridge::Bridge;
 use crate::error::BridgeError;
 use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
-use crate::plan::{Plan, Slot, Slots};
+use crate::plan::{Assignment, Plan, Slot, Slots};
 use crate::port::PortConfig;
 use crate::tap::TapSource;
 
 /// The id under which guests ring the host; guests have ids from 1.
 const HOST_ID: u16 = 0;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 /// How long the listener rests when the system has no descriptor or memory for
 /// another client.
 const ACCEPT_REST: Duration = Duration::from_millis(200);
@@ -49,15 +56,73 @@ pub struct GuestPolicy {
     pub impair_to_host: ImpairConfig,
     /// Fault injection from host to guest.
     pub impair_to_guest: ImpairConfig,
-    /// TAPs that exist already, for the first slots; later slots make their own.
-    pub existing_taps: Vec<String>,
+    /// TAPs for the first slots; later slots make their own, named like the port.
+    pub taps: Vec<GivenTap>,
+}
+
+/// A TAP that an administrator chose for a slot.
+#[derive(Debug, Clone)]
+pub enum GivenTap {
+    /// To be made under this name whenever a guest comes.
+    New(String),
+    /// A persistent TAP that exists already.
+    Existing(String),
+    /// A descriptor attached to a TAP. It stays open between guests.
+    Fd(Arc<OwnedFd>),
+}
+
+impl GivenTap {
+    /// The TAP for one guest.
+    ///
+    /// # Errors
+    /// The system's, if there is no descriptor left.
+    pub fn source(&self) -> io::Result<TapSource> {
+        Ok(match self {
+            Self::New(name) => TapSource::Create {
+                name: Some(name.clone()),
+            },
+            Self::Existing(name) => TapSource::Existing { name: name.clone() },
+            Self::Fd(fd) => TapSource::Fd(fd.try_clone()?),
+        })
+    }
+}
+
+/// Who may attach to a socket, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Places {
+    /// Guests come and go; the lowest free slot decides who each is.
+    Plan(Plan),
+    /// One guest at a time, always as the same machine.
+    One(Box<Assignment>),
+}
+
+impl Places {
+    fn count(&self) -> u16 {
+        match self {
+            Self::Plan(plan) => plan.max_guests,
+            Self::One(_) => 1,
+        }
+    }
+
+    fn assign(&self, slot: u16) -> Assignment {
+        match self {
+            Self::Plan(plan) => plan.assign(slot),
+            Self::One(assignment) => Assignment::clone(assignment),
+        }
+    }
+}
+
+impl From<Plan> for Places {
+    fn from(plan: Plan) -> Self {
+        Self::Plan(plan)
+    }
 }
 
 /// A listening attach socket.
 pub struct Server {
     listener: UnixListener,
     bridge: Bridge,
-    plan: Plan,
+    places: Places,
     policy: GuestPolicy,
     slots: Slots,
     _file: SocketFile,
@@ -71,15 +136,16 @@ impl Server {
     pub fn bind(
         address: &Address,
         bridge: Bridge,
-        plan: Plan,
+        places: impl Into<Places>,
         policy: GuestPolicy,
     ) -> Result<Self, BridgeError> {
         let (listener, file) = listen(address)?;
-        let slots = Slots::new(plan.max_guests);
+        let places = places.into();
+        let slots = Slots::new(places.count());
         Ok(Self {
             listener,
             bridge,
-            plan,
+            places,
             policy,
             slots,
             _file: file,
@@ -88,11 +154,27 @@ impl Server {
 
     /// Serves guests until dropped, which detaches them all.
     pub async fn run(&self) -> std::convert::Infallible {
-        let mut guests = JoinSet::new();
+        let mut guests = Guests::new();
+        self.accept(&mut guests).await
+    }
+
+    /// Serves guests until `stop` is done, detaches them all, and returns when
+    /// their TAPs are gone.
+    pub async fn run_until(&self, stop: impl Future<Output = ()>) {
+        let mut guests = Guests::new();
+        tokio::select! {
+            never = self.accept(&mut guests) => match never {},
+            () = stop => {}
+        }
+        drop(guests.serving);
+        while guests.tasks.join_next().await.is_some() {}
+    }
+
+    async fn accept(&self, guests: &mut Guests) -> std::convert::Infallible {
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
-                Some(_) = guests.join_next() => continue,
+                Some(_) = guests.tasks.join_next() => continue,
             };
             let socket = match accepted {
                 Ok((socket, _)) => socket,
@@ -110,26 +192,37 @@ impl Server {
                     continue;
                 }
             };
-            let config = self.port_config(&slot);
+            let config = match self.port_config(&slot) {
+                Ok(config) => config,
+                Err(error) => {
+                    log::error!("a guest was turned away: copying its TAP's descriptor: {error}");
+                    continue;
+                }
+            };
             let (bridge, layout) = (self.bridge.clone(), self.policy.layout);
-            guests.spawn(async move {
+            let mut stop = guests.serving.subscribe();
+            guests.tasks.spawn(async move {
                 let name = config.name.clone();
-                if let Err(error) = serve_guest(socket, &slot, bridge, layout, config).await {
+                // Nothing is ever sent: it changes when the server ends.
+                let stop = async move {
+                    let _ = stop.changed().await;
+                };
+                if let Err(error) = serve_guest(socket, &slot, bridge, layout, config, stop).await {
                     log::error!("port {name}: {error}");
                 }
             });
         }
     }
 
-    fn port_config(&self, slot: &Slot) -> PortConfig {
-        let assignment = self.plan.assign(slot.number);
-        let tap = match self.policy.existing_taps.get(usize::from(slot.number)) {
-            Some(name) => TapSource::Existing { name: name.clone() },
+    fn port_config(&self, slot: &Slot) -> io::Result<PortConfig> {
+        let assignment = self.places.assign(slot.number);
+        let tap = match self.policy.taps.get(usize::from(slot.number)) {
+            Some(given) => given.source()?,
             None => TapSource::Create {
                 name: Some(assignment.name.clone()),
             },
         };
-        PortConfig {
+        Ok(PortConfig {
             name: assignment.name,
             tap,
             network: assignment.network,
@@ -138,6 +231,22 @@ impl Server {
             filter: self.policy.filter.clone(),
             impair_to_host: self.policy.impair_to_host.clone(),
             impair_to_guest: self.policy.impair_to_guest.clone(),
+        })
+    }
+}
+
+/// The guests of a running server. Dropping it detaches them.
+struct Guests {
+    tasks: JoinSet<()>,
+    /// Dropped to tell the tasks to end.
+    serving: watch::Sender<()>,
+}
+
+impl Guests {
+    fn new() -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            serving: watch::Sender::new(()),
         }
     }
 }
@@ -149,6 +258,7 @@ async fn serve_guest(
     bridge: Bridge,
     layout: LayoutOptions,
     config: PortConfig,
+    stop: impl Future<Output = ()>,
 ) -> Result<(), BridgeError> {
     let name = config.name.clone();
     let io = |doing: &str| {
@@ -193,6 +303,7 @@ async fn serve_guest(
         tokio::select! {
             () = end_of_file(&mut socket) => log::info!("port {name}: the guest detached"),
             end = port.ended() => log::warn!("port {name}: {end}"),
+            () = stop => log::info!("port {name}: the guest is detached, the bridge ends"),
         }
     }
     // The slot is free for the next guest only once the TAP is gone.
@@ -210,9 +321,6 @@ async fn end_of_file(socket: &mut UnixStream) {
 /// Binds a listening socket, over a stale file but never over a live one.
 pub(crate) fn listen(address: &Address) -> Result<(UnixListener, SocketFile), BridgeError> {
     let io = |doing: &str, error| BridgeError::io(format!("{doing} {address}"), error);
-    let socket_address = address
-        .socket_addr()
-        .map_err(|error| io("using the address", error))?;
     if let Some(path) = address.path()
         && fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
         && StdStream::connect(path)
@@ -220,33 +328,67 @@ pub(crate) fn listen(address: &Address) -> Result<(UnixListener, SocketFile), Br
     {
         fs::remove_file(path).map_err(|error| io("removing the stale socket", error))?;
     }
-    let listener = StdListener::bind_addr(&socket_address).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => io(
-            "listening at",
-            io::Error::new(error.kind(), "another program listens there, or a file of this name exists: choose another address or stop that program"),
-        ),
-        io::ErrorKind::NotFound => io("listening at", io::Error::new(error.kind(), "the directory does not exist: make it first")),
-        _ => io("listening at", error),
+    let listener = bind(address).map_err(|error| {
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "another program listens there, or a file of this name exists: choose another \
+                 address or stop that program"
+            }
+            io::ErrorKind::NotFound => "the directory does not exist: make it first",
+            io::ErrorKind::PermissionDenied => {
+                "no permission: choose a directory that this user may write to, or an abstract \
+                 name (@name), or run as root"
+            }
+            _ => return io("listening at", error),
+        };
+        io("listening at", io::Error::new(error.kind(), advice))
     })?;
-    let file = SocketFile(address.path().map(PathBuf::from));
-    if let Some(path) = address.path() {
-        // Who may open the socket may have a guest on this network.
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
-            .map_err(|error| io("protecting", error))?;
-    }
-    listener
-        .set_nonblocking(true)
-        .map_err(|error| io("preparing", error))?;
+    let file = SocketFile::new(address.path());
     let listener = UnixListener::from_std(listener).map_err(|error| io("registering", error))?;
     Ok((listener, file))
 }
 
-/// The file of a listening socket, removed when dropped.
-pub(crate) struct SocketFile(Option<PathBuf>);
+/// A listening socket that does not block and that only its user may open: who
+/// may open it may have a guest on this network, or administer it.
+fn bind(address: &Address) -> io::Result<StdListener> {
+    let name = match address.path() {
+        Some(path) => SockAddr::unix(path)?,
+        // socket2 writes abstract names with a NUL where people write an @.
+        None => SockAddr::unix(address.to_string().replacen('@', "\0", 1))?,
+    };
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // Before the file exists: Linux gives it the socket's own mode, so it is
+    // never open to others, not even for a moment.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    socket.bind(&name)?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(OwnedFd::from(socket).into())
+}
+
+/// The file of a listening socket, removed when dropped, unless another program
+/// put its own there meanwhile.
+pub(crate) struct SocketFile(Option<(PathBuf, Inode)>);
+
+/// Device and number of a file.
+type Inode = (u64, u64);
+
+impl SocketFile {
+    fn new(path: Option<&Path>) -> Self {
+        Self(path.and_then(|path| Some((path.to_owned(), inode(path)?))))
+    }
+}
+
+fn inode(path: &Path) -> Option<Inode> {
+    let file = fs::symlink_metadata(path).ok()?;
+    Some((file.dev(), file.ino()))
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
+        if let Some((path, ours)) = &self.0
+            && inode(path) == Some(*ours)
+        {
             let _ = fs::remove_file(path);
         }
     }

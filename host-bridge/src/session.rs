@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use crate::filter::{Filter, FilterConfig};
 use crate::impair::ImpairConfig;
-use crate::policy::{Policy, PolicyWatch};
+use crate::policy::{Policy, PolicyWatch, Stop};
 
 /// How far a port's guest is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +91,7 @@ impl Session {
             mtu: network.mtu,
             impair_to_host,
             impair_to_guest,
+            stop: None,
         };
         let offer = HostOffer {
             versions: VersionRange::SUPPORTED,
@@ -308,10 +309,11 @@ impl Session {
         });
     }
 
-    /// The session ended, for the status.
-    pub(crate) fn end(&mut self, why: String) {
+    /// Ends the session and tells the pumps to end.
+    pub(crate) fn end(&mut self, why: String, stop: Stop) {
         self.state = PortState::Ended(why);
         self.not_ready();
+        self.change_policy(|policy| policy.stop = Some(stop));
     }
 
     fn not_ready(&mut self) {

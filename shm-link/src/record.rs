@@ -47,8 +47,10 @@ const fn longest(capacity: usize) -> usize {
 pub struct RecordWriter {
     ring: Producer,
     max_len: usize,
-    /// Bytes of body that the record at the cursor has room for.
+    /// Bytes of body that the record last reserved has room for.
     reserved: usize,
+    /// Bytes to skip before that record, up to the end of the ring.
+    skip: u64,
 }
 
 impl RecordWriter {
@@ -65,6 +67,7 @@ impl RecordWriter {
             ring,
             max_len,
             reserved: 0,
+            skip: 0,
         })
     }
 
@@ -87,19 +90,17 @@ impl RecordWriter {
         }
         let need = record_len(len);
         let to_end = self.ring.to_end();
-        if to_end < need {
-            if !self.ring.has_room(to_end + need)? {
-                return Ok(None);
-            }
-            self.write_header(SKIP, OffloadHeader::NONE);
-            self.ring.advance(to_end);
-        } else if !self.ring.has_room(need)? {
+        let skip = if to_end < need { to_end } else { 0 };
+        if !self.ring.has_room(skip + need)? {
             return Ok(None);
         }
         self.reserved = len;
-        // SAFETY: `need` contiguous bytes are free at the cursor, and need is at
-        // least RECORD_HEADER_LEN.
-        Ok(Some(unsafe { self.ring.start().add(RECORD_HEADER_LEN) }))
+        self.skip = skip;
+        // SAFETY: behind the skip, `need` contiguous bytes are free, and need is
+        // at least RECORD_HEADER_LEN.
+        Ok(Some(unsafe {
+            self.ring.start(skip).add(RECORD_HEADER_LEN)
+        }))
     }
 
     /// Finishes the record last reserved with the first `len` bytes of its
@@ -114,6 +115,12 @@ impl RecordWriter {
             "committed what was not reserved"
         );
         self.reserved = 0;
+        if self.skip != 0 {
+            // Only now: a skip without a record behind it would be a fault.
+            self.write_header(SKIP, OffloadHeader::NONE);
+            self.ring.advance(self.skip);
+            self.skip = 0;
+        }
         self.write_header(len as u32, offload);
         self.ring.advance(record_len(len));
     }
@@ -142,7 +149,7 @@ impl RecordWriter {
         // and the ring's data are aligned to 16.
         unsafe {
             self.ring
-                .start()
+                .start(0)
                 .cast::<[u8; RECORD_HEADER_LEN]>()
                 .write(header)
         };

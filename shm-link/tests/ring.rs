@@ -213,6 +213,22 @@ fn a_small_ring_always_has_room_for_its_longest_record_once_it_is_empty() {
     assert!(tx.reserve(longest.len() + 1).unwrap().is_none());
 }
 
+#[test]
+fn room_that_is_reserved_and_not_used_leaves_no_trace() {
+    let (mut tx, mut rx, _) = records(4096);
+    for lap in 0..40u8 {
+        // At some lap this reserves across the end of the ring.
+        assert!(tx.reserve(tx.max_len()).unwrap().is_some());
+        let _ = tx.publish();
+        assert!(rx.peek().unwrap().is_none(), "lap {lap}");
+        assert!(tx.write(&[lap; 200], OffloadHeader::NONE).unwrap());
+        let _ = tx.publish();
+        assert_eq!(body(&mut rx).unwrap().unwrap(), [lap; 200]);
+        rx.consume();
+        let _ = rx.publish();
+    }
+}
+
 /// Writes one word of a record header at the start of a fresh ring's data.
 fn with_first_word(word: u32, tail: u64) -> PeerFault {
     let (_, _, region) = ring(4096);

@@ -24,7 +24,7 @@ use tokio::io::unix::AsyncFd;
 use crate::bell::{GuestBell, HostBell};
 use crate::counters::{DirectionCounters, DropReason, PortCounters};
 use crate::impair::{Enqueued, Impair, ImpairedFrame};
-use crate::policy::PolicyWatch;
+use crate::policy::{PolicyWatch, Stop};
 use crate::tap::Tap;
 
 pub(crate) use to_guest::ToGuest;
@@ -53,6 +53,15 @@ pub(crate) enum PumpEnd {
     Closed,
     /// The TAP is of no more use.
     Tap(io::Error),
+    /// The port's task told it to.
+    Told(Stop),
+}
+
+impl PumpEnd {
+    /// Whether the ring is to be closed.
+    fn closes(&self) -> bool {
+        !matches!(self, Self::Told(Stop::LeaveOpen))
+    }
 }
 
 impl From<PeerFault> for PumpEnd {

@@ -68,13 +68,18 @@ impl ToGuest {
         if self.waiting.take().is_some() {
             counters.dropped(DropReason::Closed);
         }
-        ring(self.frames.close(), &self.shared.ring_guest, counters);
+        if end.closes() {
+            ring(self.frames.close(), &self.shared.ring_guest, counters);
+        }
         end
     }
 
     async fn pump(&mut self) -> Result<std::convert::Infallible, PumpEnd> {
         loop {
             let policy = self.shared.policy.borrow_and_update().clone();
+            if let Some(stop) = policy.stop {
+                return Err(PumpEnd::Told(stop));
+            }
             if self.stage.config() != &policy.impair_to_guest {
                 self.stage.set_config(policy.impair_to_guest.clone());
             }

@@ -46,18 +46,20 @@ impl ToHost {
             Ok(never) => match never {},
             Err(end) => end,
         };
-        forget(&mut self.stage, &self.shared.counters.guest_to_host);
-        ring(
-            self.frames.close(),
-            &self.shared.ring_guest,
-            &self.shared.counters.guest_to_host,
-        );
+        let counters = &self.shared.counters.guest_to_host;
+        forget(&mut self.stage, counters);
+        if end.closes() {
+            ring(self.frames.close(), &self.shared.ring_guest, counters);
+        }
         end
     }
 
     async fn pump(&mut self) -> Result<std::convert::Infallible, PumpEnd> {
         loop {
             let policy = self.shared.policy.borrow_and_update().clone();
+            if let Some(stop) = policy.stop {
+                return Err(PumpEnd::Told(stop));
+            }
             if self.stage.config() != &policy.impair_to_host {
                 self.stage.set_config(policy.impair_to_host.clone());
             }

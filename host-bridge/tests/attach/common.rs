@@ -71,6 +71,8 @@ pub(crate) fn plan() -> Plan {
         net4: Some("10.77.0.0/16".parse().unwrap()),
         net6: Some("fd77::/64".parse().unwrap()),
         mtu: 1500,
+        dhcp4: false,
+        slaac: false,
         dns: vec!["10.77.0.1".parse::<IpAddr>().unwrap()],
         max_guests: 16,
         prefix: "guest".to_owned(),
@@ -86,7 +88,7 @@ pub(crate) fn policy() -> GuestPolicy {
         filter: FilterConfig::default(),
         impair_to_host: ImpairConfig::default(),
         impair_to_guest: ImpairConfig::default(),
-        existing_taps: Vec::new(),
+        taps: Vec::new(),
     }
 }
 
@@ -116,6 +118,7 @@ impl Doorbell for Bell {
 /// A guest without a stack.
 pub(crate) struct RawGuest {
     pub(crate) link: ShmLink<Bell>,
+    bell: Bell,
     pub(crate) doorbell: EventFd,
     pub(crate) control: GuestControl,
     pub(crate) config: NetworkConfig,
@@ -142,9 +145,10 @@ impl RawGuest {
         let attachment = Attachment::connect(&address(), PATIENCE).expect("attach");
         let bell = Bell(std::sync::Arc::new(attachment.ring_host));
         // SAFETY: the bridge in this process keeps to the layout.
-        let link = unsafe { ShmLink::attach(attachment.memory.region(), bell) }.expect("link");
+        let link = unsafe { ShmLink::attach(attachment.memory.region(), bell.clone()) }.expect("link");
         let mut guest = Self {
             link,
+            bell,
             doorbell: attachment.doorbell,
             control: GuestControl::new(offer()),
             config: NetworkConfig::new([2, 0, 0, 0, 0, 1], 1500),
@@ -221,6 +225,11 @@ impl RawGuest {
             self.doorbell.wait(Some(Duration::from_millis(20)));
             self.link.disarm();
         }
+    }
+
+    /// Rings the host for no reason.
+    pub(crate) fn ring(&self) {
+        self.bell.ring();
     }
 
     /// Sends a frame if the link still lets it, whatever it has become.

@@ -196,10 +196,11 @@ impl Producer {
         Ok(written)
     }
 
-    /// The address of the byte at the cursor. The caller has checked the room.
+    /// The address of the byte `ahead` of the cursor. The caller has checked the
+    /// room.
     #[inline]
-    pub(crate) fn start(&self) -> NonNull<u8> {
-        self.memory.at(self.cursor.position()).0
+    pub(crate) fn start(&self, ahead: u64) -> NonNull<u8> {
+        self.memory.at(self.cursor.position() + ahead).0
     }
 
     /// Counts `n` bytes as written; never more than are free.
