@@ -3,7 +3,12 @@
 //! [`Pipe`] is what two programs, or a guest kernel and its monitor, use for
 //! plain byte streams. It implements embedded-io's `Read`, `Write`, `ReadReady`
 //! and `WriteReady`, and the `embedded-io-async` twins where its wait is
-//! asynchronous. A pipe splits into two halves that live on different threads.
+//! asynchronous.
+//!
+//! A wait takes the wake-up with it, so a doorbell serves one sleeper. A [`Pipe`]
+//! is used by one thread and needs one doorbell per side. Where reading and
+//! writing are to sleep independently, make the halves on their own
+//! ([`PipeReader::new`], [`PipeWriter::new`]), each with a doorbell of its own.
 //!
 //! Half-close works as on a socket: after `close_write` the peer reads what was
 //! written and then sees the end (`Ok(0)`); after `close_read` the peer's writes
@@ -36,29 +41,16 @@ pub struct Pipe<D, W> {
 }
 
 impl<D: Doorbell + Clone, W: Clone> Pipe<D, W> {
-    /// A pipe that writes into `tx` and reads from `rx`.
+    /// A pipe that writes into `tx` and reads from `rx`, for one thread.
     pub fn new(tx: Producer, rx: Consumer, doorbell: D, wait: W) -> Self {
         Self {
-            writer: PipeWriter {
-                ring: tx,
-                doorbell: doorbell.clone(),
-                wait: wait.clone(),
-            },
-            reader: PipeReader {
-                ring: rx,
-                doorbell,
-                wait,
-            },
+            writer: PipeWriter::new(tx, doorbell.clone(), wait.clone()),
+            reader: PipeReader::new(rx, doorbell, wait),
         }
     }
 }
 
 impl<D, W> Pipe<D, W> {
-    /// The halves, each on its own.
-    pub fn into_split(self) -> (PipeReader<D, W>, PipeWriter<D, W>) {
-        (self.reader, self.writer)
-    }
-
     /// The halves, borrowed.
     pub fn split(&mut self) -> (&mut PipeReader<D, W>, &mut PipeWriter<D, W>) {
         (&mut self.reader, &mut self.writer)
@@ -66,6 +58,16 @@ impl<D, W> Pipe<D, W> {
 }
 
 impl<D: Doorbell, W> PipeWriter<D, W> {
+    /// A half that writes into `ring`, rings the reader by `doorbell`, and sleeps
+    /// by `wait` while the ring is full.
+    pub fn new(ring: Producer, doorbell: D, wait: W) -> Self {
+        Self {
+            ring,
+            doorbell,
+            wait,
+        }
+    }
+
     /// Writes what fits now; 0 says that the pipe is full.
     ///
     /// # Errors
@@ -102,6 +104,16 @@ impl<D: Doorbell, W> PipeWriter<D, W> {
 }
 
 impl<D: Doorbell, W> PipeReader<D, W> {
+    /// A half that reads from `ring`, rings the writer by `doorbell`, and sleeps
+    /// by `wait` while the ring is empty.
+    pub fn new(ring: Consumer, doorbell: D, wait: W) -> Self {
+        Self {
+            ring,
+            doorbell,
+            wait,
+        }
+    }
+
     /// Reads what is there; `None` says nothing yet, `Some(0)` the end (or an
     /// empty `to`).
     ///

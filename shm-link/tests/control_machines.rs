@@ -363,6 +363,19 @@ fn a_guest_that_no_one_told_of_a_restart_notices_it_and_begins_anew() {
 }
 
 #[test]
+fn a_guest_that_asks_a_restarted_host_for_its_configuration_begins_anew() {
+    let mut pair = Pair::new();
+    pair.guest_sends();
+    pair.host_receives();
+    pair.host_sends();
+    pair.guest_receives();
+    assert_eq!(pair.guest.state(), GuestState::Configuring);
+    pair.host = HostControl::new(host_offer()).unwrap();
+    pair.run();
+    assert_eq!(pair.guest.state(), GuestState::Running);
+}
+
+#[test]
 fn a_change_reaches_the_guest_and_is_acknowledged() {
     let mut pair = Pair::running();
     let serial = pair.update(|c| c.carrier = false);

@@ -225,7 +225,9 @@ fn recv_all(link: &mut TestLink, wire: &End) -> (Vec<Item>, Option<LinkError>) {
             Ok(Some(item)) => items.push(item),
             Ok(None) => {
                 let asleep = link.arm(None) == Ok(true);
-                if asleep && wire.0.borrow().chunks.is_empty() {
+                let wire = wire.0.borrow();
+                let idle = wire.bytes.is_empty() && !wire.ended;
+                if asleep && (idle || wire.chunks.is_empty()) {
                     return (items, None);
                 }
             }

@@ -19,7 +19,7 @@
 //! | done, own id | – | – | – | – | – | Gone | – |
 //! | error for configure | – | – | event: Failed | – | – | – | – |
 //! | error for goodbye | – | – | – | – | – | Gone | – |
-//! | error NoSession | – | – | event | event | event: Greeting | – | – |
+//! | error NoSession | – | – | event: Greeting | event | event: Greeting | – | – |
 //! | error, else | – | – | event | event | event | – | – |
 //!
 //! "–" means: ignored. Outside a session that is all that can be there, leftovers
@@ -77,8 +77,8 @@ pub enum GuestEvent<'m> {
     Refused(Refusal),
     /// The host could not do what the guest asked. Look at
     /// [`GuestControl::state`]: after a failed configure it is
-    /// [`GuestState::Failed`]; after [`ErrorCode::NoSession`] in a running
-    /// session it is [`GuestState::Greeting`], the machine has begun anew.
+    /// [`GuestState::Failed`]; after [`ErrorCode::NoSession`] it is
+    /// [`GuestState::Greeting`], the machine has begun anew.
     HostError {
         /// Why not.
         code: ErrorCode,
@@ -522,25 +522,22 @@ impl GuestControl {
     ) -> Option<GuestEvent<'m>> {
         self.ping.take_if(|ping| *ping == id);
         match self.state {
+            // The host forgot this session: it was restarted, and nobody said so.
+            State::Configuring { .. } | State::Running { .. } if code == ErrorCode::NoSession => {
+                self.restart();
+            }
             State::Configuring { agreement, request } => {
                 if id == request {
                     self.state = State::Failed { agreement, code };
                 }
             }
-            State::Running { .. } => {
-                // The host forgot this session: it was restarted, or it read a
-                // goodbye of an earlier incarnation.
-                if code == ErrorCode::NoSession {
-                    self.restart();
-                }
-            }
+            State::Running { .. } | State::Failed { .. } => {}
             State::Leaving { request } => {
                 if id == request {
                     self.state = State::Gone;
                 }
                 return None;
             }
-            State::Failed { .. } => {}
             State::Greeting | State::Refused(_) | State::Gone => return None,
         }
         Some(GuestEvent::HostError { code, words })
