@@ -688,6 +688,29 @@ fn a_serial_line_with_nothing_but_noise_is_given_up() {
 }
 
 #[test]
+fn a_noisy_line_with_good_records_now_and_then_is_kept() {
+    let mut pair = Pair::with(Framing::Serial, 1500, usize::MAX);
+    let noise = vec![b'x'; MAX_NOISE_LEN / 4];
+    for _ in 0..8 {
+        pair.wire.feed(&noise);
+        send(&mut pair.sender, &frame(b"good"));
+        let (items, error) = recv_all(&mut pair.receiver, &pair.wire);
+        assert_eq!((items, error), (vec![frame(b"good")], None));
+    }
+}
+
+#[test]
+fn a_write_that_fails_although_ready_is_tried_again_before_sleeping() {
+    let mut pair = Pair::new(Framing::Prefixed);
+    pair.wire.0.borrow_mut().surprising = true;
+    pair.wire.0.borrow_mut().chunks = vec![0, 0].into();
+    send(&mut pair.sender, &frame(b"late"));
+    assert_eq!(pair.sender.arm(None), Ok(false), "it could be written now");
+    assert_eq!(pair.sender.arm(None), Ok(true));
+    assert_eq!(recv(&mut pair.receiver), Ok(Some(frame(b"late"))));
+}
+
+#[test]
 fn much_noise_is_read_one_buffer_at_a_time() {
     let mut pair = Pair::with(Framing::Serial, 1500, usize::MAX);
     let buffer = Framing::Serial.buffer_len(1500);

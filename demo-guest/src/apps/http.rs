@@ -1,0 +1,188 @@
+//! A small HTTP/1.1 server (RFC 9112): GET and HEAD, connections that stay open.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use guest_stack::face::asynchronous::TcpStream;
+use guest_stack::face::platform::Platform;
+use guest_stack::tcp::stream::Shutdown;
+use shm_link::link::Link;
+
+use crate::pattern::Pattern;
+
+/// Longest request head.
+const MAX_HEAD: usize = 8 << 10;
+/// Largest body of `/bytes/N`.
+const MAX_BYTES: u64 = 1 << 40;
+
+/// What a request asks for.
+struct Request {
+    head_only: bool,
+    path: String,
+    keep_alive: bool,
+}
+
+/// Answers requests until the peer has no more.
+pub(super) async fn serve<L: Link, P: Platform>(stream: TcpStream<L, P>, name: Arc<str>) {
+    let mut held = Vec::new();
+    while let Some(head) = read_head(&stream, &mut held).await {
+        let keep_alive = match parse(&head) {
+            Ok(request) => match answer(&stream, &request, &name).await {
+                Ok(()) => request.keep_alive,
+                Err(()) => return,
+            },
+            Err(status) => {
+                let _ = reply(&stream, status, "text/plain", b"", false, false).await;
+                false
+            }
+        };
+        if !keep_alive {
+            break;
+        }
+    }
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// Reads up to the empty line; what follows stays in `held`.
+async fn read_head<L: Link, P: Platform>(stream: &TcpStream<L, P>, held: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let mut buffer = vec![0; 2048];
+    loop {
+        if let Some(end) = held.windows(4).position(|four| four == b"\r\n\r\n") {
+            let rest = held.split_off(end + 4);
+            return Some(core::mem::replace(held, rest));
+        }
+        if held.len() > MAX_HEAD {
+            return None;
+        }
+        match stream.recv(&mut buffer).await {
+            Ok(0) | Err(_) => return None,
+            Ok(n) => held.extend_from_slice(&buffer[..n]),
+        }
+    }
+}
+
+/// Reads a request's head; the error is the status to answer.
+fn parse(head: &[u8]) -> Result<Request, &'static str> {
+    const BAD: &str = "400 Bad Request";
+    let head = core::str::from_utf8(head).map_err(|_| BAD)?;
+    let mut lines = head.split("\r\n");
+    let mut words = lines.next().unwrap_or_default().split(' ');
+    let (Some(method), Some(path), Some(version), None) = (words.next(), words.next(), words.next(), words.next()) else {
+        return Err(BAD);
+    };
+    let mut keep_alive = match version {
+        "HTTP/1.1" => true,
+        "HTTP/1.0" => false,
+        _ => return Err("505 HTTP Version Not Supported"),
+    };
+    for line in lines.filter(|line| !line.is_empty()) {
+        let (field, value) = line.split_once(':').ok_or(BAD)?;
+        if field.eq_ignore_ascii_case("connection") {
+            keep_alive = value.trim().eq_ignore_ascii_case("keep-alive") || keep_alive && !value.trim().eq_ignore_ascii_case("close");
+        }
+        // A body would be taken for the next request.
+        let has_body = field.eq_ignore_ascii_case("transfer-encoding") || field.eq_ignore_ascii_case("content-length") && value.trim() != "0";
+        if has_body {
+            return Err("413 Content Too Large");
+        }
+    }
+    let head_only = match method {
+        "GET" => false,
+        "HEAD" => true,
+        _ => return Err("501 Not Implemented"),
+    };
+    Ok(Request { head_only, path: path.to_string(), keep_alive })
+}
+
+async fn answer<L: Link, P: Platform>(stream: &TcpStream<L, P>, request: &Request, name: &str) -> Result<(), ()> {
+    let Request { head_only, path, keep_alive } = request;
+    if path == "/" {
+        let page = page(stream, name);
+        return reply(stream, "200 OK", "text/plain; charset=utf-8", page.as_bytes(), *head_only, *keep_alive).await;
+    }
+    let wanted = path.strip_prefix("/bytes/").and_then(|n| n.parse::<u64>().ok());
+    let Some(mut left) = wanted.filter(|n| *n <= MAX_BYTES) else {
+        return reply(stream, "404 Not Found", "text/plain", b"not here: try / or /bytes/1000000\n", *head_only, *keep_alive).await;
+    };
+    send(stream, head("200 OK", "application/octet-stream", left, *keep_alive).as_bytes()).await?;
+    if *head_only {
+        return Ok(());
+    }
+    let mut pattern = Pattern::new(0);
+    let mut buffer = vec![0; 32 << 10];
+    while left > 0 {
+        let n = left.min(buffer.len() as u64) as usize;
+        pattern.fill(&mut buffer[..n]);
+        send(stream, &buffer[..n]).await?;
+        left -= n as u64;
+    }
+    Ok(())
+}
+
+/// What the guest tells about itself.
+fn page<L: Link, P: Platform>(stream: &TcpStream<L, P>, name: &str) -> String {
+    let mut page = format!("Hello from {name}, a guest with a TCP/IP stack of its own.\n\n");
+    stream.network().with(|stack, _| {
+        let mtu = stack.sockets().net_config().mtu;
+        for (address, prefix_len) in stack.sockets().addresses() {
+            page += &format!("address  {address}/{prefix_len}\n");
+        }
+        page += &format!("MTU      {mtu}\n");
+    });
+    if let Ok(peer) = stream.peer_addr() {
+        page += &format!("you      {peer}\n");
+    }
+    page
+}
+
+fn head(status: &str, kind: &str, len: u64, keep_alive: bool) -> String {
+    let connection = if keep_alive { "keep-alive" } else { "close" };
+    format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\nConnection: {connection}\r\n\r\n")
+}
+
+async fn reply<L: Link, P: Platform>(
+    stream: &TcpStream<L, P>,
+    status: &str,
+    kind: &str,
+    body: &[u8],
+    head_only: bool,
+    keep_alive: bool,
+) -> Result<(), ()> {
+    // In one piece: a small answer is one segment.
+    let mut bytes = head(status, kind, body.len() as u64, keep_alive).into_bytes();
+    if !head_only {
+        bytes.extend_from_slice(body);
+    }
+    send(stream, &bytes).await
+}
+
+async fn send<L: Link, P: Platform>(stream: &TcpStream<L, P>, bytes: &[u8]) -> Result<(), ()> {
+    stream.send_all(bytes).await.map_err(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_connection_header_decides_whether_to_stay() {
+        let keep = |head: &str| parse(head.as_bytes()).map(|request| request.keep_alive);
+        assert_eq!(keep("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), Ok(true));
+        assert_eq!(keep("GET / HTTP/1.1\r\nConnection: Close\r\n\r\n"), Ok(false));
+        assert_eq!(keep("GET / HTTP/1.0\r\n\r\n"), Ok(false));
+        assert_eq!(keep("GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n"), Ok(true));
+    }
+
+    #[test]
+    fn what_is_no_request_gets_a_status_that_says_so() {
+        let status = |head: &str| parse(head.as_bytes()).err();
+        assert_eq!(status("nonsense\r\n\r\n"), Some("400 Bad Request"));
+        assert_eq!(status("GET / HTTP/3\r\n\r\n"), Some("505 HTTP Version Not Supported"));
+        assert_eq!(status("POST / HTTP/1.1\r\n\r\n"), Some("501 Not Implemented"));
+        assert_eq!(status("GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n"), Some("413 Content Too Large"));
+        assert_eq!(status("GET / HTTP/1.1\r\nno colon\r\n\r\n"), Some("400 Bad Request"));
+    }
+}

@@ -1,0 +1,209 @@
+//! Addresses that are found on the link: DHCP for IPv4 (smoltcp's socket, in a
+//! slot of its own) and router advertisements for IPv6.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use shm_link::link::FrameTx;
+use smoltcp::iface::SocketSet;
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::socket::dhcpv4;
+use smoltcp::time::Instant;
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv6Packet, Icmpv6Repr, IpAddress, IpCidr,
+    IpProtocol, Ipv4Cidr, Ipv6Packet, Ipv6Repr, NdiscRepr, RawHardwareAddress,
+};
+
+use crate::classify::{ETHERNET_LEN, Packet};
+use crate::config::link_local_address;
+use crate::device::Wire;
+use crate::flow::{Entry, Handle, Quiet};
+use crate::slaac::Slaac;
+use crate::sockets::Sockets;
+
+/// All routers on the link (RFC 4291, 2.7.1).
+const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+
+/// What a DHCP server gave us.
+#[derive(Debug, Clone)]
+struct Lease {
+    address: Ipv4Cidr,
+    router: Option<Ipv4Addr>,
+    dns: heapless::Vec<IpAddr, 8>,
+}
+
+/// What is found on the link.
+#[derive(Debug, Default)]
+pub(crate) struct Autoconf {
+    dhcp: Option<Handle>,
+    lease: Option<Lease>,
+    slaac: Option<Slaac>,
+}
+
+impl Autoconf {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpCidr> + '_ {
+        let leased = self.lease.iter().map(|lease| IpCidr::from(lease.address));
+        let formed = self.slaac.iter().flat_map(Slaac::addresses);
+        leased.chain(formed.map(IpCidr::from))
+    }
+
+    pub(crate) fn gateway_v4(&self) -> Option<Ipv4Addr> {
+        self.lease.as_ref()?.router
+    }
+
+    pub(crate) fn gateway_v6(&self) -> Option<Ipv6Addr> {
+        self.slaac.as_ref()?.router()
+    }
+
+    pub(crate) fn dns(&self) -> &[IpAddr] {
+        self.lease.as_ref().map_or(&[], |lease| &lease.dns)
+    }
+
+    /// The slot of the DHCP client, if there is one.
+    pub(crate) fn dhcp_slot(&self) -> Option<u32> {
+        self.dhcp.map(|handle| handle.index)
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.slaac.as_ref()?.deadline()
+    }
+}
+
+impl Sockets {
+    /// Begins anew to look for addresses, as the configuration asks. What was
+    /// found before is forgotten.
+    pub(crate) fn start_autoconf(&mut self, now: Instant) {
+        if let Some(handle) = self.autoconf.dhcp.take() {
+            self.table.remove(handle.index);
+        }
+        self.autoconf = Autoconf::default();
+        if self.net.slaac {
+            self.autoconf.slaac = Some(Slaac::new(self.net.mac, now));
+        }
+        if self.net.dhcp {
+            let mut set = SocketSet::new(vec![]);
+            set.add(dhcpv4::Socket::new());
+            let handle = self.table.insert(Entry::Quiet(Box::new(Quiet { set })));
+            self.autoconf.dhcp = Some(handle);
+            self.table.mark(handle.index);
+        }
+        self.refresh_addresses();
+    }
+
+    /// Looks whether DHCP or the passing of time changed our addresses, and
+    /// solicits routers when due.
+    pub(crate) fn poll_autoconf(&mut self, now: Instant, tx: &mut dyn FrameTx) {
+        let leased = self.poll_dhcp();
+        let (expired, solicit) = match &mut self.autoconf.slaac {
+            Some(slaac) => (slaac.expire(now), slaac.poll_solicit(now)),
+            None => (false, false),
+        };
+        if leased || expired {
+            self.refresh_addresses();
+            self.drop_lost_addresses(now);
+        }
+        if solicit {
+            self.solicit_router(tx);
+        }
+    }
+
+    /// Takes what the DHCP client has to say; whether the lease changed.
+    fn poll_dhcp(&mut self) -> bool {
+        let Some(handle) = self.autoconf.dhcp else {
+            return false;
+        };
+        let Some(Entry::Quiet(quiet)) = self.table.named(handle) else {
+            return false;
+        };
+        let Some(socket) = quiet.set.iter().next().map(|(handle, _)| handle) else {
+            return false;
+        };
+        match quiet.set.get_mut::<dhcpv4::Socket>(socket).poll() {
+            None => false,
+            Some(dhcpv4::Event::Deconfigured) => self.autoconf.lease.take().is_some(),
+            Some(dhcpv4::Event::Configured(lease)) => {
+                let servers = lease.dns_servers.iter().map(|server| IpAddr::V4(*server));
+                self.autoconf.lease = Some(Lease {
+                    address: lease.address,
+                    router: lease.router.filter(|router| {
+                        !router.is_unspecified() && !router.is_multicast() && !router.is_broadcast()
+                    }),
+                    dns: servers.take(8).collect(),
+                });
+                true
+            }
+        }
+    }
+
+    /// A router advertisement came (RFC 4861, 6.1.2).
+    pub(crate) fn router_advertisement(&mut self, now: Instant, packet: &Packet, frame: &[u8]) {
+        let (IpAddress::Ipv6(src), IpAddress::Ipv6(dst)) = (packet.src, packet.dst) else {
+            return;
+        };
+        let Some(slaac) = &mut self.autoconf.slaac else {
+            return;
+        };
+        // The hop limit proves that no router forwarded it.
+        if frame.get(ETHERNET_LEN + 7) != Some(&255) || !src.is_unicast_link_local() {
+            return;
+        }
+        let Some(bytes) = frame.get(packet.payload.clone()) else {
+            return;
+        };
+        let Ok(message) = Icmpv6Packet::new_checked(bytes) else {
+            return;
+        };
+        let checksums = ChecksumCapabilities::default();
+        let Ok(Icmpv6Repr::Ndisc(NdiscRepr::RouterAdvert {
+            router_lifetime,
+            prefix_info,
+            ..
+        })) = Icmpv6Repr::parse(&src, &dst, &message, &checksums)
+        else {
+            return;
+        };
+        if slaac.handle_advertisement(src, router_lifetime, prefix_info, now) {
+            self.refresh_addresses();
+            self.drop_lost_addresses(now);
+        }
+    }
+
+    fn solicit_router(&mut self, tx: &mut dyn FrameTx) {
+        let mac = self.net.mac;
+        let src = link_local_address(mac).address();
+        let message = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit {
+            lladdr: Some(RawHardwareAddress::from(EthernetAddress(mac))),
+        });
+        let ip = Ipv6Repr {
+            src_addr: src,
+            dst_addr: ALL_ROUTERS,
+            next_header: IpProtocol::Icmpv6,
+            payload_len: message.buffer_len(),
+            hop_limit: 255,
+        };
+        let len = ETHERNET_LEN + ip.buffer_len() + message.buffer_len();
+        let mut wire = Wire {
+            tx,
+            state: &mut self.io,
+        };
+        // Without room it is lost, as frames may be: it is sent again.
+        let _ = wire.send(len, |room| {
+            let mut ethernet = EthernetFrame::new_unchecked(&mut *room);
+            ethernet.set_src_addr(EthernetAddress(mac));
+            // RFC 2464, section 7.
+            ethernet.set_dst_addr(EthernetAddress([0x33, 0x33, 0, 0, 0, 2]));
+            ethernet.set_ethertype(EthernetProtocol::Ipv6);
+            let packet = &mut room[ETHERNET_LEN..];
+            packet.fill(0);
+            ip.emit(&mut Ipv6Packet::new_unchecked(&mut *packet));
+            let payload = &mut packet[ip.buffer_len()..];
+            message.emit(
+                &src,
+                &ALL_ROUTERS,
+                &mut Icmpv6Packet::new_unchecked(payload),
+                &ChecksumCapabilities::default(),
+            );
+        });
+    }
+}

@@ -1,0 +1,268 @@
+//! What a stack is told: at its birth ([`StackConfig`]) and, any number of
+//! times later, about the network it sits on ([`NetConfig`]).
+//!
+//! Nothing here does anything; [`crate::stack::Stack`] applies it.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use shm_link::control::config::{MIN_MTU, MIN_MTU_IPV6};
+use shm_link::offload::Offloads;
+use smoltcp::time::Duration;
+use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv6Cidr};
+
+use crate::error::ConfigError;
+use crate::tcp::options::TcpOptions;
+
+/// Most addresses one configuration can carry. One place of smoltcp's table is
+/// kept for the IPv6 link-local address.
+pub const MAX_ADDRESSES: usize = smoltcp::config::IFACE_MAX_ADDR_COUNT - 1;
+
+/// Which protocols the stack speaks. What is off is absent: its frames are
+/// dropped and counted, nothing is answered (no reset, no ICMP error), and
+/// calls that need it fail with `ProtocolOff`. ICMP follows its IP version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Protocols {
+    /// IPv4 with ARP and ICMP.
+    pub ipv4: bool,
+    /// IPv6 with neighbour discovery and ICMPv6.
+    pub ipv6: bool,
+    /// TCP.
+    pub tcp: bool,
+    /// UDP.
+    pub udp: bool,
+}
+
+impl Default for Protocols {
+    fn default() -> Self {
+        Self {
+            ipv4: true,
+            ipv6: true,
+            tcp: true,
+            udp: true,
+        }
+    }
+}
+
+/// Bounds on what the wire can make the stack keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Handshakes under way, over all listeners. An entry takes some 200 bytes.
+    /// Default 4096. At the limit further SYNs are dropped silently.
+    pub half_open: usize,
+    /// How long a handshake may take before its entry is forgotten. Default
+    /// 15 s, which leaves room for three repetitions of the SYN|ACK.
+    pub half_open_timeout: Duration,
+    /// Connections in TIME-WAIT. An entry takes some 200 bytes. Default 4096.
+    /// At the limit the oldest gives way.
+    pub time_wait: usize,
+    /// How long TIME-WAIT lasts. Default 10 s (as smoltcp has it; RFC 9293
+    /// asks for two maximum segment lifetimes, which is longer).
+    pub time_wait_duration: Duration,
+    /// Connections of all kinds together, TIME-WAIT aside. Default 65,536. At the
+    /// limit SYNs are dropped and `connect` fails.
+    pub connections: usize,
+    /// How long a closed stream may try to deliver what was written before it
+    /// is reset. Starts anew whenever the other end acknowledges data.
+    /// Default 60 s.
+    pub orphan_timeout: Duration,
+    /// Resets and ICMP errors sent per second, with a burst of as many.
+    /// Default 1000, as Linux limits its ICMP errors.
+    pub replies_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            half_open: 4096,
+            half_open_timeout: Duration::from_secs(15),
+            time_wait: 4096,
+            time_wait_duration: Duration::from_secs(10),
+            connections: 65_536,
+            orphan_timeout: Duration::from_secs(60),
+            replies_per_second: 1000,
+        }
+    }
+}
+
+/// What a stack is told once, at its birth.
+#[derive(Debug, Clone)]
+pub struct StackConfig {
+    /// Seed for hashing, port choice and initial sequence numbers. Take it from
+    /// a good source and a new one at every boot: whoever knows it can guess
+    /// sequence numbers.
+    pub seed: [u64; 2],
+    /// Which protocols the stack speaks. Default: all.
+    pub protocols: Protocols,
+    /// Frames taken from and given to the link in one [`poll`](crate::stack::Stack::poll),
+    /// each direction on its own. Default 64: some 100 µs of work, and few
+    /// enough that an answer is not held back by a full ring behind it.
+    pub budget: usize,
+    /// Bounds on what the wire can make the stack keep.
+    pub limits: Limits,
+    /// Options of TCP streams for which nothing else is said.
+    pub tcp: TcpOptions,
+    /// Bytes of payload that a UDP socket queues, each way. Default 65,536.
+    pub udp_buffer_bytes: usize,
+    /// Datagrams that a UDP socket queues, each way. Default 64.
+    pub udp_buffer_datagrams: usize,
+}
+
+impl StackConfig {
+    /// The defaults with this seed.
+    pub fn new(seed: [u64; 2]) -> Self {
+        Self {
+            seed,
+            protocols: Protocols::default(),
+            budget: 64,
+            limits: Limits::default(),
+            tcp: TcpOptions::default(),
+            udp_buffer_bytes: 65_536,
+            udp_buffer_datagrams: 64,
+        }
+    }
+}
+
+/// The network as it is now: who we are, and what the link can do. A new one
+/// may be applied to a running stack at any time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Our MAC address.
+    pub mac: [u8; 6],
+    /// Our addresses with the length of their prefix.
+    pub addresses: heapless::Vec<(IpAddr, u8), MAX_ADDRESSES>,
+    /// The IPv4 default gateway.
+    pub gateway_v4: Option<Ipv4Addr>,
+    /// The IPv6 default gateway.
+    pub gateway_v6: Option<Ipv6Addr>,
+    /// DNS servers, for the application's resolver; the stack does not use them.
+    pub dns: heapless::Vec<IpAddr, 8>,
+    /// Longest IP packet in bytes, without the 14-byte Ethernet header.
+    pub mtu: u16,
+    /// Whether the cable is plugged in. While not, frames are dropped as on an
+    /// unplugged cable, and timers go on.
+    pub carrier: bool,
+    /// Offloads that frames we send may ask of the other side.
+    pub tx_offloads: Offloads,
+    /// Offloads that frames we receive may ask of us.
+    pub rx_offloads: Offloads,
+    /// Ask a DHCP server on the link for IPv4 addresses.
+    pub dhcp: bool,
+    /// Take IPv6 addresses and the gateway from router advertisements.
+    pub slaac: bool,
+}
+
+impl NetConfig {
+    /// A configuration with this MAC address, an MTU of 1500 bytes, the
+    /// carrier on, and nothing else.
+    pub fn new(mac: [u8; 6]) -> Self {
+        Self {
+            mac,
+            addresses: heapless::Vec::new(),
+            gateway_v4: None,
+            gateway_v6: None,
+            dns: heapless::Vec::new(),
+            mtu: 1500,
+            carrier: true,
+            tx_offloads: Offloads::NONE,
+            rx_offloads: Offloads::NONE,
+            dhcp: false,
+            slaac: false,
+        }
+    }
+
+    /// The same with one address more.
+    ///
+    /// # Panics
+    /// When there are [`MAX_ADDRESSES`] already; push onto
+    /// [`addresses`](Self::addresses) where the number is not known.
+    #[must_use]
+    pub fn with_address(mut self, address: impl Into<IpAddr>, prefix_len: u8) -> Self {
+        let pushed = self.addresses.push((address.into(), prefix_len));
+        assert!(pushed.is_ok(), "more than {MAX_ADDRESSES} addresses");
+        self
+    }
+
+    /// Checks everything that smoltcp would panic about, and what makes no sense.
+    pub(crate) fn check(&self, protocols: Protocols) -> Result<(), ConfigError> {
+        let mac = EthernetAddress(self.mac);
+        if !mac.is_unicast() || self.mac == [0; 6] {
+            return Err(ConfigError::Mac);
+        }
+        let uses_ipv6 = self.addresses.iter().any(|(address, _)| address.is_ipv6())
+            || self.gateway_v6.is_some()
+            || self.slaac;
+        if self.mtu < if uses_ipv6 { MIN_MTU_IPV6 } else { MIN_MTU } {
+            return Err(ConfigError::Mtu);
+        }
+        for (address, prefix_len) in &self.addresses {
+            let off = match address {
+                IpAddr::V4(_) => !protocols.ipv4,
+                IpAddr::V6(_) => !protocols.ipv6,
+            };
+            if off {
+                return Err(ConfigError::ProtocolOff);
+            }
+            let longest = if address.is_ipv4() { 32 } else { 128 };
+            if !IpAddress::from(*address).is_unicast() || *prefix_len > longest {
+                return Err(ConfigError::Address);
+            }
+        }
+        let bad_v4 = self
+            .gateway_v4
+            .is_some_and(|gateway| !IpAddress::from(IpAddr::V4(gateway)).is_unicast());
+        let bad_v6 = self
+            .gateway_v6
+            .is_some_and(|gateway| !IpAddress::from(IpAddr::V6(gateway)).is_unicast());
+        if bad_v4 || bad_v6 {
+            return Err(ConfigError::Gateway);
+        }
+        // DHCP is UDP over IPv4.
+        if (self.dhcp && !(protocols.ipv4 && protocols.udp)) || (self.slaac && !protocols.ipv6) {
+            return Err(ConfigError::ProtocolOff);
+        }
+        let segmentation = Offloads::TSO4.union(Offloads::TSO6).union(Offloads::USO);
+        for offloads in [self.tx_offloads, self.rx_offloads] {
+            if offloads.intersection(segmentation) != Offloads::NONE
+                && !offloads.contains(Offloads::CHECKSUM)
+            {
+                return Err(ConfigError::Offloads);
+            }
+        }
+        Ok(())
+    }
+
+    /// The addresses as smoltcp wants them, with an IPv6 link-local address
+    /// made from the MAC (RFC 4291, appendix A) where none is given and the MTU
+    /// allows IPv6.
+    pub(crate) fn cidrs(
+        &self,
+        protocols: Protocols,
+    ) -> heapless::Vec<IpCidr, { smoltcp::config::IFACE_MAX_ADDR_COUNT }> {
+        let mut cidrs = heapless::Vec::new();
+        let mut link_local = false;
+        for (address, prefix_len) in &self.addresses {
+            link_local |= matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+            // The table has one place more than `addresses`.
+            let _ = cidrs.push(IpCidr::new((*address).into(), *prefix_len));
+        }
+        if protocols.ipv6 && !link_local && self.mtu >= MIN_MTU_IPV6 {
+            let _ = cidrs.push(link_local_address(self.mac).into());
+        }
+        cidrs
+    }
+}
+
+/// The link-local address of a MAC address (RFC 4291, appendix A).
+pub(crate) fn link_local_address(mac: [u8; 6]) -> Ipv6Cidr {
+    Ipv6Cidr::new(with_interface_id([0xfe, 0x80, 0, 0, 0, 0, 0, 0], mac), 64)
+}
+
+/// A 64-bit prefix completed by the interface identifier of a MAC address.
+pub(crate) fn with_interface_id(prefix: [u8; 8], mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    let id = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    let mut octets = [0; 16];
+    octets[..8].copy_from_slice(&prefix);
+    octets[8..].copy_from_slice(&id);
+    Ipv6Addr::from(octets)
+}

@@ -1,0 +1,335 @@
+//! The link as smoltcp sees it: a device that holds at most one frame.
+//!
+//! A received frame is borrowed from where the link has it; a frame to send is
+//! written where the link will have it. [`Wire`] is the sending side, lent for
+//! one call at a time; what outlives the call is in [`TxState`]. A link that is
+//! gone, or a carrier that is off, is an unplugged cable: frames vanish,
+//! counted, and the timers of the sockets go on.
+
+use alloc::vec::Vec;
+use core::num::NonZeroUsize;
+
+use shm_link::fault::LinkError;
+use shm_link::link::FrameTx;
+use shm_link::offload::{FLAG_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, OffloadHeader, Offloads};
+use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium, PacketMeta};
+use smoltcp::time::Instant;
+use smoltcp::wire::{IpAddress, IpProtocol, checksum};
+
+use crate::classify::{self, Class, ETHERNET_LEN, Kind};
+use crate::error::SendError;
+
+/// Bytes of headers that are cleared before smoltcp writes a frame: the room in
+/// the link holds old bytes, and not every writer sets every reserved field.
+const CLEARED: usize = 128;
+
+/// What the sending side remembers from frame to frame.
+#[derive(Debug)]
+pub(crate) struct TxState {
+    /// Longest IP packet.
+    pub(crate) mtu: usize,
+    /// Offloads that frames may ask of the other side.
+    pub(crate) offloads: Offloads,
+    /// Whether received TCP and UDP checksums are not smoltcp's to verify.
+    pub(crate) rx_checksum: bool,
+    /// Whether the cable is plugged in.
+    pub(crate) carrier: bool,
+    /// Why the link cannot go on.
+    pub(crate) link_error: Option<LinkError>,
+    /// Frames given to the link.
+    pub(crate) frames: u64,
+    /// Frames dropped on an unplugged cable.
+    pub(crate) dropped: u64,
+    /// Frames dropped for want of room.
+    pub(crate) no_room: u64,
+    /// Somebody wanted to send and there was no room.
+    pub(crate) blocked: bool,
+    /// smoltcp was asked for a token since this was cleared.
+    pub(crate) wanted: bool,
+    /// The last frame was a fragment with more to come.
+    pub(crate) fragmenting: bool,
+    /// Sequence numbers of the last TCP segment, when somebody watches.
+    pub(crate) watched: Option<Option<SentTcp>>,
+    scratch: Vec<u8>,
+}
+
+/// Where a connection stands after a segment was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SentTcp {
+    /// The next sequence number that this end would send.
+    pub(crate) snd_nxt: u32,
+    /// The next sequence number that this end expects.
+    pub(crate) rcv_nxt: u32,
+}
+
+impl TxState {
+    pub(crate) fn new() -> Self {
+        Self {
+            mtu: 1500,
+            offloads: Offloads::NONE,
+            rx_checksum: false,
+            carrier: true,
+            link_error: None,
+            frames: 0,
+            dropped: 0,
+            no_room: 0,
+            blocked: false,
+            wanted: false,
+            fragmenting: false,
+            watched: None,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// What smoltcp is told of the device. It copies this once, when an
+    /// `Interface` is made.
+    pub(crate) fn capabilities(&self) -> DeviceCapabilities {
+        let mut caps = DeviceCapabilities::default();
+        caps.medium = Medium::Ethernet;
+        caps.max_transmission_unit = ETHERNET_LEN + self.mtu;
+        let tx_checksum = self.offloads.contains(Offloads::CHECKSUM);
+        caps.checksum.tcp = match (self.rx_checksum, tx_checksum) {
+            (false, false) => Checksum::Both,
+            (false, true) => Checksum::Rx,
+            (true, false) => Checksum::Tx,
+            (true, true) => Checksum::None,
+        };
+        // A UDP datagram may be cut into fragments, whose checksum nobody could
+        // finish: it is always written.
+        caps.checksum.udp = if self.rx_checksum {
+            Checksum::Tx
+        } else {
+            Checksum::Both
+        };
+        if self.segments() {
+            caps.segmentation.tcpv4 = NonZeroUsize::new(ETHERNET_LEN + 65_535);
+        }
+        caps
+    }
+
+    fn segments(&self) -> bool {
+        self.offloads
+            .contains(Offloads::CHECKSUM.union(Offloads::TSO4))
+    }
+
+    /// Longest frame that smoltcp may build.
+    pub(crate) fn max_frame_len(&self) -> usize {
+        ETHERNET_LEN + if self.segments() { 65_535 } else { self.mtu }
+    }
+
+    fn unplugged(&self) -> bool {
+        !self.carrier || self.link_error.is_some()
+    }
+}
+
+/// The sending side, for as long as one call lasts.
+pub(crate) struct Wire<'a> {
+    pub(crate) tx: &'a mut dyn FrameTx,
+    pub(crate) state: &'a mut TxState,
+}
+
+impl Wire<'_> {
+    /// Whether a frame of `len` bytes finds room (or vanishes on an unplugged
+    /// cable). If not, remembers that somebody waits.
+    pub(crate) fn room(&mut self, len: usize) -> bool {
+        if self.state.unplugged() {
+            return true;
+        }
+        match self.tx.reserve(len.min(self.tx.max_frame_len())) {
+            Ok(Some(_)) => true,
+            Ok(None) => {
+                self.state.blocked = true;
+                false
+            }
+            Err(error) => {
+                self.state.link_error = Some(error);
+                true
+            }
+        }
+    }
+
+    /// Sends a frame that needs nothing done to it.
+    pub(crate) fn send(
+        &mut self,
+        len: usize,
+        write: impl FnOnce(&mut [u8]),
+    ) -> Result<(), SendError> {
+        if len < ETHERNET_LEN || len > self.tx.max_frame_len() {
+            return Err(SendError::Length);
+        }
+        if self.state.unplugged() {
+            self.state.dropped += 1;
+            return Ok(());
+        }
+        match self.tx.reserve(len) {
+            Ok(Some(room)) if room.len() >= len => {
+                write(&mut room[..len]);
+                self.tx.commit(len, OffloadHeader::NONE);
+                self.state.frames += 1;
+                Ok(())
+            }
+            Ok(_) => {
+                self.state.no_room += 1;
+                Err(SendError::NoRoom)
+            }
+            Err(error) => {
+                self.state.link_error = Some(error);
+                self.state.dropped += 1;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// One frame in, any number out: the device for one call of smoltcp.
+pub(crate) struct FrameDevice<'a> {
+    /// The received frame, if the call is about one.
+    pub(crate) frame: Option<&'a [u8]>,
+    pub(crate) wire: Wire<'a>,
+}
+
+impl Device for FrameDevice<'_> {
+    type RxToken<'t>
+        = RxToken<'t>
+    where
+        Self: 't;
+    type TxToken<'t>
+        = TxToken<'t>
+    where
+        Self: 't;
+
+    fn receive(&mut self, _now: Instant) -> Option<(RxToken<'_>, TxToken<'_>)> {
+        // Whoever feeds a frame has made sure that an answer finds room.
+        let frame = self.frame.take()?;
+        Some((RxToken { frame }, TxToken::new(&mut self.wire)))
+    }
+
+    fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_>> {
+        self.wire.state.wanted = true;
+        let len = self.wire.state.max_frame_len();
+        self.wire.room(len).then(|| TxToken::new(&mut self.wire))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.wire.state.capabilities()
+    }
+}
+
+/// The received frame.
+pub(crate) struct RxToken<'t> {
+    frame: &'t [u8],
+}
+
+impl phy::RxToken for RxToken<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
+        read(self.frame)
+    }
+}
+
+/// Room for one frame.
+pub(crate) struct TxToken<'t> {
+    tx: &'t mut dyn FrameTx,
+    state: &'t mut TxState,
+    meta: PacketMeta,
+}
+
+impl<'t> TxToken<'t> {
+    fn new(wire: &'t mut Wire<'_>) -> Self {
+        Self {
+            tx: &mut *wire.tx,
+            state: &mut *wire.state,
+            meta: PacketMeta::default(),
+        }
+    }
+}
+
+impl phy::TxToken for TxToken<'_> {
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.meta = meta;
+    }
+
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
+        let Self { tx, state, meta } = self;
+        let counter = if state.unplugged() {
+            &mut state.dropped
+        } else if len > tx.max_frame_len() {
+            &mut state.no_room
+        } else {
+            match tx.reserve(len) {
+                Ok(Some(room)) if room.len() >= len => {
+                    let frame = &mut room[..len];
+                    frame[..len.min(CLEARED)].fill(0);
+                    let result = write(frame);
+                    let offload = finish(frame, meta, state);
+                    tx.commit(len, offload);
+                    state.frames += 1;
+                    return result;
+                }
+                Ok(_) => &mut state.no_room,
+                Err(error) => {
+                    state.link_error = Some(error);
+                    &mut state.dropped
+                }
+            }
+        };
+        // smoltcp must write somewhere; the frame is lost, as frames may be.
+        *counter += 1;
+        state.scratch.clear();
+        state.scratch.resize(len, 0);
+        write(&mut state.scratch)
+    }
+}
+
+/// Looks at a frame that smoltcp wrote: remembers what others need to know and
+/// says what is left to the receiver of the frame.
+fn finish(frame: &mut [u8], meta: PacketMeta, state: &mut TxState) -> OffloadHeader {
+    let offloaded = state.offloads.contains(Offloads::CHECKSUM);
+    // `More fragments` and the offset of IPv4, which smoltcp sends without options.
+    let fragment = frame.get(12..14) == Some(&[0x08, 0x00])
+        && matches!(frame.get(20..22), Some(&[a, b]) if a & 0x3f != 0 || b != 0);
+    if fragment {
+        state.fragmenting = true;
+    }
+    if !offloaded && state.watched.is_none() {
+        return OffloadHeader::NONE;
+    }
+    let Some(Class::Ip(packet)) = classify::classify(frame) else {
+        return OffloadHeader::NONE;
+    };
+    let Kind::Tcp(tcp) = packet.kind else {
+        return OffloadHeader::NONE;
+    };
+    if let Some(watched) = &mut state.watched {
+        *watched = Some(SentTcp {
+            snd_nxt: tcp.seq_end(),
+            rcv_nxt: tcp.ack,
+        });
+    }
+    if !offloaded {
+        return OffloadHeader::NONE;
+    }
+    let start = packet.payload.start;
+    let len = packet.payload.len();
+    // The receiver sums from `csum_start` on over this start value.
+    let sum = pseudo_header(&packet.src, &packet.dst, len);
+    if let Some(field) = frame.get_mut(start + 16..start + 18) {
+        field.copy_from_slice(&sum.to_be_bytes());
+    }
+    let gso_size = meta.segmentation_offload_size;
+    // No header ends behind the 134th byte of a frame.
+    OffloadHeader {
+        flags: FLAG_NEEDS_CSUM,
+        gso_type: if gso_size.is_some() { GSO_TCPV4 } else { GSO_NONE },
+        hdr_len: gso_size.map_or(0, |_| (start + len - tcp.data_len) as u16),
+        gso_size: gso_size.map_or(0, |size| size.get()),
+        csum_start: start as u16,
+        csum_offset: 16,
+        num_buffers: 0,
+    }
+}
+
+fn pseudo_header(src: &IpAddress, dst: &IpAddress, len: usize) -> u16 {
+    // Both addresses come from one packet, so their versions agree; an IP
+    // payload is shorter than 2³².
+    checksum::pseudo_header(src, dst, IpProtocol::Tcp, len as u32)
+}

@@ -1,0 +1,301 @@
+//! Listening, backlogs and handshakes, both sides of them.
+
+use std::collections::HashSet;
+
+use guest_stack::error::{BindError, StreamError};
+use guest_stack::tcp::TcpListenerId;
+use guest_stack::tcp::options::TcpOptions;
+use guest_stack::time::Duration;
+
+use crate::common::{Bench, Pair, config, host, net};
+use crate::frames::{ACK, RST, SYN, Segment, SeenTcp, tcps};
+
+fn listening(backlog: usize) -> (Bench, TcpListenerId) {
+    let mut bench = Bench::new();
+    bench.introduce_peer();
+    let options = TcpOptions::default();
+    let listener = bench.stack.sockets().tcp_listen(80, backlog, options).unwrap();
+    (bench, listener)
+}
+
+fn segments(bench: &mut Bench, segment: &Segment) -> Vec<SeenTcp> {
+    tcps(&bench.exchange(&segment.frame()))
+}
+
+/// Sends a SYN and gives it with the SYN|ACK.
+fn half_open(bench: &mut Bench, port: u16) -> (Segment, SeenTcp) {
+    let syn = Segment::syn(port, 1000);
+    let answers = segments(bench, &syn);
+    assert_eq!(answers.len(), 1);
+    assert_eq!(answers[0].flags, SYN | ACK);
+    (syn, answers[0].clone())
+}
+
+/// Sends the ACK that completes a handshake.
+fn complete(bench: &mut Bench, port: u16) -> Vec<SeenTcp> {
+    let (syn, answer) = half_open(bench, port);
+    segments(bench, &syn.then(".", 1001, answer.seq + 1, b""))
+}
+
+#[test]
+fn a_thousand_simultaneous_connects_to_one_listener_see_no_reset() {
+    let mut pair = Pair::new(1);
+    pair.cable.log(1);
+    let options = TcpOptions {
+        rx_buffer_bytes: 4096,
+        tx_buffer_bytes: 4096,
+        ..TcpOptions::default()
+    };
+    let listener = pair.sockets(1).tcp_listen(80, 1000, options).unwrap();
+    let now = pair.now();
+    let remote = host(1, false, 80);
+    let clients: Vec<_> = (0..1000)
+        .map(|_| pair.sockets(0).tcp_connect(now, remote, options).unwrap())
+        .collect();
+    let mut accepted = 0;
+    pair.run_until(|pair| {
+        while pair.sockets(1).tcp_accept(listener).is_ok() {
+            accepted += 1;
+        }
+        accepted == 1000
+    });
+    let mut ports = HashSet::new();
+    for client in clients {
+        assert_eq!(pair.sockets(0).tcp_connected(client), Ok(()));
+        ports.insert(pair.sockets(0).tcp_local_addr(client).unwrap().port());
+    }
+    assert_eq!(ports.len(), 1000, "no port was used twice");
+    let sent: Vec<_> = pair.cable.take_log(1).into_iter().map(|(_, f)| f).collect();
+    let resets = tcps(&sent).iter().filter(|tcp| tcp.flags & RST != 0).count();
+    assert_eq!(resets, 0);
+    assert!(pair.now().secs() < 3, "no SYN had to be repeated twice");
+}
+
+#[test]
+fn a_thousand_syns_before_any_is_answered_are_all_answered_and_accepted() {
+    let (mut bench, listener) = listening(1000);
+    for port in 0..1000 {
+        bench.peer.inject(&Segment::syn(2000 + port, 7).frame());
+    }
+    bench.settle();
+    let answers = tcps(&bench.peer.drain());
+    assert_eq!(answers.len(), 1000);
+    assert!(answers.iter().all(|tcp| tcp.flags == SYN | ACK));
+    for answer in &answers {
+        let ack = Segment::syn(answer.dst_port, 7).then(".", 8, answer.seq + 1, b"");
+        bench.peer.inject(&ack.frame());
+    }
+    bench.settle();
+    assert_eq!(tcps(&bench.peer.drain()), []);
+    let sockets = bench.stack.sockets();
+    let accepted = (0..).take_while(|_| sockets.tcp_accept(listener).is_ok());
+    assert_eq!(accepted.count(), 1000);
+}
+
+#[test]
+fn the_syn_ack_says_what_was_negotiated() {
+    let (mut bench, _) = listening(4);
+    let (_, answer) = half_open(&mut bench, 4000);
+    assert_eq!(answer.ack, 1001);
+    assert_eq!(answer.window, 65_535);
+    // MSS 1460, window scale 0, SACK permitted, and padding.
+    assert_eq!(&answer.options[..4], &[2, 4, 1460_u16.to_be_bytes()[0], 1460_u16.to_be_bytes()[1]]);
+    assert!(answer.options.windows(2).any(|pair| pair == [4, 2]));
+    assert!(answer.options.windows(3).any(|triple| triple == [3, 3, 0]));
+}
+
+#[test]
+fn initial_sequence_numbers_of_different_connections_are_unrelated() {
+    let (mut bench, _) = listening(100);
+    let numbers: HashSet<u32> = (0..100)
+        .map(|port| half_open(&mut bench, 4000 + port).1.seq >> 16)
+        .collect();
+    assert!(numbers.len() > 90, "{} different", numbers.len());
+}
+
+#[test]
+fn a_full_backlog_is_silent_and_takes_connections_again_when_there_is_room() {
+    let (mut bench, listener) = listening(2);
+    assert_eq!(complete(&mut bench, 4000), []);
+    assert_eq!(complete(&mut bench, 4001), []);
+    let late = Segment::syn(4002, 1000);
+    assert_eq!(segments(&mut bench, &late), []);
+    assert_eq!(bench.stack.sockets().counters().rx_backlog_full, 1);
+    bench.stack.sockets().tcp_accept(listener).unwrap();
+    assert_eq!(segments(&mut bench, &late)[0].flags, SYN | ACK);
+}
+
+#[test]
+fn handshakes_under_way_are_bounded_by_the_backlog_too() {
+    let (mut bench, _) = listening(2);
+    half_open(&mut bench, 4000);
+    half_open(&mut bench, 4001);
+    assert_eq!(segments(&mut bench, &Segment::syn(4002, 1)), []);
+    // A reset of one of them makes room.
+    let reset = Segment::syn(4000, 0).then("R", 1001, 0, b"");
+    assert_eq!(segments(&mut bench, &reset), []);
+    assert_eq!(segments(&mut bench, &Segment::syn(4002, 1)).len(), 1);
+}
+
+#[test]
+fn the_last_ack_of_a_handshake_waits_without_a_word_while_the_queue_is_full() {
+    let (mut bench, listener) = listening(1);
+    let (first, first_answer) = half_open(&mut bench, 4000);
+    // A second listener on the same port cannot exist; a larger backlog can.
+    let ack = first.then(".", 1001, first_answer.seq + 1, b"");
+    assert_eq!(segments(&mut bench, &ack), []);
+    assert_eq!(bench.stack.sockets().counters().tcp_established, 1);
+    let second = Segment::syn(4001, 1000);
+    assert_eq!(segments(&mut bench, &second), [], "the queue is full");
+    bench.stack.sockets().tcp_accept(listener).unwrap();
+    let (second, second_answer) = half_open(&mut bench, 4001);
+    // Meanwhile the queue fills again from elsewhere: not possible with a
+    // backlog of one, so the handshake completes.
+    let ack = second.then(".", 1001, second_answer.seq + 1, b"");
+    assert_eq!(segments(&mut bench, &ack), []);
+    assert!(bench.stack.sockets().tcp_accept(listener).is_ok());
+}
+
+#[test]
+fn a_handshake_that_is_not_completed_is_repeated_and_then_forgotten() {
+    let (mut bench, _) = listening(4);
+    let (syn, answer) = half_open(&mut bench, 4000);
+    let repeated = tcps(&bench.pass(Duration::from_secs(14)));
+    assert_eq!(repeated.len(), 3);
+    assert!(repeated.iter().all(|tcp| *tcp == answer));
+    assert_eq!(tcps(&bench.pass(Duration::from_secs(60))), []);
+    assert_eq!(bench.stack.sockets().counters().tcp_half_open_expired, 1);
+    // What comes too late belongs to no connection.
+    let late = segments(&mut bench, &syn.then(".", 1001, answer.seq + 1, b""));
+    assert_eq!((late[0].flags, late[0].seq), (RST, answer.seq + 1));
+}
+
+#[test]
+fn a_repeated_syn_gets_the_same_answer_and_another_one_begins_anew() {
+    let (mut bench, _) = listening(1);
+    let (syn, answer) = half_open(&mut bench, 4000);
+    assert_eq!(segments(&mut bench, &syn), [answer]);
+    let other = Segment::syn(4000, 5000);
+    let answers = segments(&mut bench, &other);
+    assert_eq!((answers.len(), answers[0].ack), (1, 5001));
+}
+
+#[test]
+fn an_ack_of_something_else_is_answered_with_a_reset_and_the_handshake_goes_on() {
+    let (mut bench, listener) = listening(4);
+    let (syn, answer) = half_open(&mut bench, 4000);
+    let wrong = segments(&mut bench, &syn.then(".", 1001, answer.seq + 2, b""));
+    assert_eq!((wrong.len(), wrong[0].flags, wrong[0].seq), (1, RST, answer.seq + 2));
+    assert_eq!(segments(&mut bench, &syn.then(".", 1001, answer.seq + 1, b"")), []);
+    assert!(bench.stack.sockets().tcp_accept(listener).is_ok());
+}
+
+#[test]
+fn data_in_the_last_segment_of_the_handshake_is_not_lost() {
+    let (mut bench, listener) = listening(4);
+    let (syn, answer) = half_open(&mut bench, 4000);
+    let acks = segments(&mut bench, &syn.then("PF", 1001, answer.seq + 1, b"hello"));
+    assert_eq!(acks.last().unwrap().ack, 1001 + 5 + 1);
+    let (stream, peer) = bench.stack.sockets().tcp_accept(listener).unwrap();
+    assert_eq!(peer, host(1, false, 4000));
+    let mut buffer = [0; 16];
+    let sockets = bench.stack.sockets();
+    assert_eq!(sockets.tcp_recv(stream, &mut buffer), Ok(5));
+    assert_eq!(&buffer[..5], b"hello");
+    assert_eq!(sockets.tcp_recv(stream, &mut buffer), Ok(0));
+}
+
+#[test]
+fn a_port_without_a_listener_answers_with_one_reset_within_the_limit() {
+    let mut config = config(7);
+    config.limits.replies_per_second = 10;
+    let mut bench = Bench::with(config, net(0));
+    bench.introduce_peer();
+    let answers = segments(&mut bench, &Segment::syn(4000, 1000));
+    assert_eq!(answers.len(), 1);
+    assert_eq!((answers[0].flags, answers[0].ack), (RST | ACK, 1001));
+    for port in 0..100 {
+        bench.peer.inject(&Segment::syn(5000 + port, 1).frame());
+    }
+    bench.settle();
+    assert_eq!(bench.peer.drain().len(), 9);
+    assert_eq!(bench.stack.sockets().counters().rx_reply_limited, 91);
+}
+
+#[test]
+fn a_reset_is_never_answered() {
+    let mut bench = Bench::new();
+    bench.introduce_peer();
+    let reset = Segment::syn(4000, 0).then("R", 5, 0, b"");
+    assert_eq!(bench.exchange(&reset.frame()), Vec::<Vec<u8>>::new());
+}
+
+#[test]
+fn a_broken_checksum_begins_and_completes_nothing() {
+    let (mut bench, listener) = listening(4);
+    let mut bad = Segment::syn(4000, 1000).frame();
+    *bad.last_mut().unwrap() ^= 1;
+    assert_eq!(tcps(&bench.exchange(&bad)), []);
+    let (syn, answer) = half_open(&mut bench, 4000);
+    let mut bad = syn.then(".", 1001, answer.seq + 1, b"x").frame();
+    *bad.last_mut().unwrap() ^= 1;
+    assert_eq!(tcps(&bench.exchange(&bad)), []);
+    let sockets = bench.stack.sockets();
+    assert_eq!(sockets.tcp_accept(listener), Err(StreamError::WouldBlock));
+    assert_eq!(sockets.counters().rx_malformed, 2);
+}
+
+#[test]
+fn closing_a_listener_resets_what_was_not_accepted_and_frees_the_port() {
+    let (mut bench, listener) = listening(4);
+    complete(&mut bench, 4000);
+    half_open(&mut bench, 4001);
+    let options = TcpOptions::default();
+    let taken = bench.stack.sockets().tcp_listen(80, 1, options);
+    assert_eq!(taken, Err(BindError::AddrInUse));
+    bench.stack.sockets().tcp_close_listener(listener);
+    bench.settle();
+    let sent = tcps(&bench.peer.drain());
+    assert_eq!((sent.len(), sent[0].flags & RST, sent[0].dst_port), (1, RST, 4000));
+    assert!(bench.stack.sockets().tcp_listen(80, 1, options).is_ok());
+    assert_eq!(bench.stack.sockets().tcp_accept(listener), Err(StreamError::UnknownHandle));
+}
+
+#[test]
+fn a_refused_a_lost_and_an_impossible_connection_attempt_say_what_happened() {
+    let mut pair = Pair::new(1);
+    let options = TcpOptions {
+        connect_timeout: Duration::from_secs(5),
+        ..TcpOptions::default()
+    };
+    let now = pair.now();
+    let refused = pair.sockets(0).tcp_connect(now, host(1, false, 81), options).unwrap();
+    let nobody = "10.0.0.77:80".parse().unwrap();
+    let lost = pair.sockets(0).tcp_connect(now, nobody, options).unwrap();
+    let far = "192.0.2.1:80".parse().unwrap();
+    let none = pair.sockets(0).tcp_connect(now, far, options);
+    assert_eq!(none, Err(StreamError::Unreachable));
+    pair.run(Duration::from_secs(1));
+    let sockets = pair.sockets(0);
+    assert_eq!(sockets.tcp_connected(refused), Err(StreamError::ConnectionRefused));
+    assert_eq!(sockets.tcp_connected(lost), Err(StreamError::WouldBlock));
+    pair.run(Duration::from_secs(5));
+    assert_eq!(pair.sockets(0).tcp_connected(lost), Err(StreamError::TimedOut));
+}
+
+#[test]
+fn a_connection_from_a_chosen_port_cannot_be_made_twice() {
+    let mut pair = Pair::new(1);
+    let options = TcpOptions::default();
+    pair.sockets(1).tcp_listen(80, 4, options).unwrap();
+    let now = pair.now();
+    let remote = host(1, false, 80);
+    let from = guest_stack::ports::LocalAddr::from(4000);
+    let first = pair.sockets(0).tcp_connect_from(now, from, remote, options).unwrap();
+    let second = pair.sockets(0).tcp_connect_from(now, from, remote, options);
+    assert_eq!(second, Err(StreamError::Bind(BindError::AddrInUse)));
+    pair.settle();
+    assert_eq!(pair.sockets(0).tcp_connected(first), Ok(()));
+    assert_eq!(pair.sockets(0).tcp_local_addr(first), Ok(host(0, false, 4000)));
+    assert_eq!(pair.sockets(0).tcp_peer_addr(first), Ok(remote));
+}

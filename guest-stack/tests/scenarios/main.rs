@@ -1,0 +1,15 @@
+//! Scenarios: two stacks against each other, or one against hand-made frames,
+//! all in virtual time. `etherparse` builds the frames and `pnet_packet` reads
+//! them, so that neither side of a test is the stack's own opinion.
+
+mod callbacks;
+mod common;
+mod datagrams;
+mod ends;
+mod frames;
+mod handshake;
+mod hostile;
+mod own_sockets;
+mod settings;
+mod transfer;
+mod work;

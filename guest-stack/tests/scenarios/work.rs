@@ -1,0 +1,126 @@
+//! How much work is done: bounded per poll, and none of it proportional to the
+//! number of connections.
+
+use guest_stack::config::StackConfig;
+use guest_stack::tcp::options::TcpOptions;
+use guest_stack::time::Duration;
+
+use crate::common::{Bench, Pair, config, host, net};
+use crate::frames::{Segment, udp_frame};
+
+/// Connects that many streams from stack 0 to stack 1.
+fn crowd(pair: &mut Pair, count: usize) -> Vec<guest_stack::tcp::TcpStreamId> {
+    let options = TcpOptions {
+        rx_buffer_bytes: 2048,
+        tx_buffer_bytes: 2048,
+        ..TcpOptions::default()
+    };
+    let listener = pair.sockets(1).tcp_listen(80, count, options).unwrap();
+    let now = pair.now();
+    for _ in 0..count {
+        pair.sockets(0).tcp_connect(now, host(1, false, 80), options).unwrap();
+    }
+    let mut accepted = Vec::new();
+    pair.run_until(|pair| {
+        while let Ok((stream, _)) = pair.sockets(1).tcp_accept(listener) {
+            accepted.push(stream);
+        }
+        accepted.len() == count
+    });
+    accepted
+}
+
+#[test]
+fn the_work_for_a_segment_does_not_grow_with_the_number_of_connections() {
+    let mut polled = Vec::new();
+    for count in [1, 3000] {
+        let mut pair = Pair::new(1);
+        let streams = crowd(&mut pair, count);
+        let before = [0, 1].map(|side| pair.sockets(side).counters().flows_polled);
+        pair.sockets(1).tcp_send(streams[count / 2], b"one segment").unwrap();
+        pair.settle();
+        let after = [0, 1].map(|side| pair.sockets(side).counters().flows_polled);
+        polled.push([after[0] - before[0], after[1] - before[1]]);
+    }
+    assert_eq!(polled[0], polled[1]);
+    assert!(polled[0].iter().sum::<u64>() <= 6, "{polled:?}");
+}
+
+#[test]
+fn idle_connections_are_never_looked_at() {
+    let mut pair = Pair::new(1);
+    crowd(&mut pair, 500);
+    pair.run(Duration::from_secs(10));
+    let before = [0, 1].map(|side| pair.sockets(side).counters().flows_polled);
+    pair.run(Duration::from_secs(3600));
+    let after = [0, 1].map(|side| pair.sockets(side).counters().flows_polled);
+    assert_eq!(before, after);
+}
+
+#[test]
+fn one_poll_takes_and_sends_no_more_frames_than_its_budget() {
+    let config = StackConfig { budget: 10, ..config(1) };
+    let mut bench = Bench::with(config, net(0));
+    bench.introduce_peer();
+    bench.stack.sockets().udp_bind(7).unwrap();
+    for _ in 0..25 {
+        bench.peer.inject(&udp_frame(false, 9, 7, b"x"));
+    }
+    let before = bench.stack.sockets().counters().rx_frames;
+    let now = bench.now();
+    for round in 1..=2 {
+        let poll = bench.stack.poll(now);
+        assert!(poll.more_work);
+        let taken = bench.stack.sockets().counters().rx_frames - before;
+        assert_eq!(taken, round * 10);
+    }
+    assert!(!bench.stack.poll(now).more_work);
+
+    let socket = bench.stack.sockets().udp_bind(8).unwrap();
+    for _ in 0..50 {
+        let to = host(1, false, 9);
+        bench.stack.sockets().udp_send_to(socket, b"x", to).unwrap();
+    }
+    assert!(bench.stack.poll(now).more_work);
+    // A socket's turn is not cut short.
+    assert!(bench.peer.drain().len() <= 10 + 16);
+}
+
+#[test]
+fn without_room_for_an_answer_a_frame_stays_in_the_link_and_nothing_is_lost() {
+    let mut bench = Bench::new();
+    bench.introduce_peer();
+    bench.cable.set_capacity(0, 0);
+    for port in 0..5 {
+        bench.peer.inject(&Segment::syn(4000 + port, 1).frame());
+    }
+    let now = bench.now();
+    let before = bench.stack.sockets().counters().rx_frames;
+    let poll = bench.stack.poll(now);
+    assert!(poll.wants_room && !poll.more_work);
+    assert_eq!(bench.stack.sockets().counters().rx_frames, before);
+    bench.cable.set_capacity(0, 3);
+    let poll = bench.stack.poll(now);
+    assert!(poll.wants_room);
+    assert_eq!(bench.peer.drain().len(), 3);
+    bench.settle();
+    assert_eq!(bench.peer.drain().len(), 2);
+    assert_eq!(bench.stack.sockets().counters().tx_no_room, 0);
+}
+
+#[test]
+fn a_transfer_through_a_link_with_room_for_two_frames_stalls_nowhere() {
+    let mut pair = Pair::new(1);
+    let (client, server) = pair.connected(false, 80);
+    pair.cable.set_capacity(0, 2);
+    let words = crate::common::pattern(200_000, 1);
+    let (mut at, mut got) = (0, Vec::new());
+    pair.run_until(|pair| {
+        crate::transfer::write_some(pair.sockets(0), client, &words, &mut at);
+        crate::transfer::read_some(pair.sockets(1), server, &mut got);
+        got.len() == words.len()
+    });
+    assert!(got == words);
+    assert_eq!(pair.sockets(0).counters().tx_no_room, 0);
+    assert!(pair.now().secs() < 5, "it waits for room, not for a timer");
+}
