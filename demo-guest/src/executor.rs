@@ -64,7 +64,13 @@ pub struct Executor<R: lock_api::RawMutex> {
 impl<R: lock_api::RawMutex> Default for Executor<R> {
     fn default() -> Self {
         let woken = Arc::new(Woken(AtomicBool::new(false)));
-        Self { tasks: FuturesUnordered::new(), inbox: Arc::new(Inbox { tasks: Mutex::new(Vec::new()), woken }) }
+        Self {
+            tasks: FuturesUnordered::new(),
+            inbox: Arc::new(Inbox {
+                tasks: Mutex::new(Vec::new()),
+                woken,
+            }),
+        }
     }
 }
 

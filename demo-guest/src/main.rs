@@ -116,10 +116,17 @@ fn link(attachment: &Attachment) -> Result<ShmLink<HostBell>, Error> {
 }
 
 /// Waits for the doorbell or the deadline; `false` if the daemon went away.
-fn sleep(network: &GuestNetwork, attachment: &Attachment, until: Option<Instant>) -> Result<bool, Error> {
+fn sleep(
+    network: &GuestNetwork,
+    attachment: &Attachment,
+    until: Option<Instant>,
+) -> Result<bool, Error> {
     let timeout = until.map(|until| {
         let left = network.platform().duration_until(until);
-        Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
+        Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: i64::from(left.subsec_nanos()),
+        }
     });
     let mut fds = [
         PollFd::new(&attachment.doorbell, PollFlags::IN),
@@ -150,19 +157,32 @@ fn attach_again(address: &Address) -> Attachment {
 /// Logs what the bridge said, when it is new.
 fn report(network: &GuestNetwork, seen: &mut Option<(u64, GuestState)>) {
     network.look(|stack| {
-        let Some(control) = stack.conversation() else { return };
+        let Some(control) = stack.conversation() else {
+            return;
+        };
         let new = (control.changes(), control.state());
         if *seen == Some(new) {
             return;
         }
         *seen = Some(new);
         match (control.state(), control.network_config()) {
-            (GuestState::Refused(refusal), _) => log::error!("the bridge refused this guest: {refusal}"),
-            (GuestState::Failed(code), _) => log::error!("the bridge gave no configuration: {code}"),
+            (GuestState::Refused(refusal), _) => {
+                log::error!("the bridge refused this guest: {refusal}")
+            }
+            (GuestState::Failed(code), _) => {
+                log::error!("the bridge gave no configuration: {code}")
+            }
             (GuestState::Running, Some(config)) => {
                 let v4 = config.v4.iter().map(ToString::to_string);
-                let addresses: Vec<_> = v4.chain(config.v6.iter().map(ToString::to_string)).collect();
-                log::info!("configured: {}, MTU {}, carrier {}", addresses.join(", "), config.mtu, config.carrier);
+                let addresses: Vec<_> = v4
+                    .chain(config.v6.iter().map(ToString::to_string))
+                    .collect();
+                log::info!(
+                    "configured: {}, MTU {}, carrier {}",
+                    addresses.join(", "),
+                    config.mtu,
+                    config.carrier
+                );
             }
             _ => {}
         }
@@ -173,5 +193,8 @@ fn random_seed() -> Result<[u64; 2], Error> {
     let mut bytes = [0; 16];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     let (a, b) = bytes.split_at(8);
-    Ok([u64::from_le_bytes(a.try_into()?), u64::from_le_bytes(b.try_into()?)])
+    Ok([
+        u64::from_le_bytes(a.try_into()?),
+        u64::from_le_bytes(b.try_into()?),
+    ])
 }

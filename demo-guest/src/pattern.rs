@@ -17,7 +17,11 @@ pub struct Pattern {
 impl Pattern {
     /// The pattern with this seed, from its first byte.
     pub fn new(seed: u64) -> Self {
-        Self { state: seed, word: [0; 8], used: 8 }
+        Self {
+            state: seed,
+            word: [0; 8],
+            used: 8,
+        }
     }
 
     fn next_word(&mut self) -> [u8; 8] {
@@ -57,7 +61,11 @@ mod tests {
     #[test]
     fn the_words_are_those_of_splitmix64() {
         let mut pattern = Pattern::new(1_234_567);
-        for expected in [6_457_827_717_110_365_317u64, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423] {
+        for expected in [
+            6_457_827_717_110_365_317u64,
+            3_203_168_211_198_807_973,
+            9_817_491_932_198_370_423,
+        ] {
             let mut word = [0; 8];
             pattern.fill(&mut word);
             assert_eq!(u64::from_le_bytes(word), expected);

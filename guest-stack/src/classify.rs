@@ -117,7 +117,9 @@ impl TcpHeader {
     pub fn seq_end(&self) -> u32 {
         let control = u32::from(self.flags & TCP_SYN != 0) + u32::from(self.flags & TCP_FIN != 0);
         // A segment's data is shorter than 2¹⁶.
-        self.seq.wrapping_add(self.data_len as u32).wrapping_add(control)
+        self.seq
+            .wrapping_add(self.data_len as u32)
+            .wrapping_add(control)
     }
 }
 
@@ -294,7 +296,13 @@ mod tests {
         let plain = classify(&frame);
         assert!(matches!(
             plain,
-            Some(Class::Ip(Packet { kind: Kind::Udp { src_port: 1, dst_port: 2 }, .. }))
+            Some(Class::Ip(Packet {
+                kind: Kind::Udp {
+                    src_port: 1,
+                    dst_port: 2
+                },
+                ..
+            }))
         ));
         // Insert eight bytes of hop-by-hop options (PadN).
         let next = core::mem::replace(&mut frame[20], 0);
@@ -304,7 +312,13 @@ mod tests {
         let Some(Class::Ip(packet)) = classify(&frame) else {
             panic!("not classified");
         };
-        assert_eq!(packet.kind, Kind::Udp { src_port: 1, dst_port: 2 });
+        assert_eq!(
+            packet.kind,
+            Kind::Udp {
+                src_port: 1,
+                dst_port: 2
+            }
+        );
         assert_eq!(packet.payload.start, 14 + 40 + 8);
     }
 

@@ -54,7 +54,8 @@ impl Context<'_> {
         if frame.len() > ETHERNET_LEN + self.sockets.io.mtu {
             return Err(SendError::Length);
         }
-        self.wire().send(frame.len(), |room| room.copy_from_slice(frame))
+        self.wire()
+            .send(frame.len(), |room| room.copy_from_slice(frame))
     }
 
     /// Answers a packet: sends `payload` under its protocol back to where its

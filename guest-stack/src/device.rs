@@ -319,7 +319,11 @@ fn finish(frame: &mut [u8], meta: PacketMeta, state: &mut TxState) -> OffloadHea
     // No header ends behind the 134th byte of a frame.
     OffloadHeader {
         flags: FLAG_NEEDS_CSUM,
-        gso_type: if gso_size.is_some() { GSO_TCPV4 } else { GSO_NONE },
+        gso_type: if gso_size.is_some() {
+            GSO_TCPV4
+        } else {
+            GSO_NONE
+        },
         hdr_len: gso_size.map_or(0, |_| (start + len - tcp.data_len) as u16),
         gso_size: gso_size.map_or(0, |size| size.get()),
         csum_start: start as u16,

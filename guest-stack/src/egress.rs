@@ -121,11 +121,15 @@ impl Sockets {
             Some(at) if at <= now => Some(now + REST),
             at => at,
         };
-        if let Entry::Udp(udp) = self.table.entry(index)
-            && smoltcp.is_some()
-        {
-            let thrown = udp.stalled(self.interface.ip_addrs(), now);
-            self.counters.tx_no_neighbour += thrown;
+        if let Entry::Udp(udp) = self.table.entry(index) {
+            if udp.is_over(smoltcp.is_none()) {
+                self.table.remove(index);
+                return;
+            }
+            if smoltcp.is_some() {
+                let thrown = udp.stalled(self.interface.ip_addrs(), now);
+                self.counters.tx_no_neighbour += thrown;
+            }
         }
         if let Entry::Flow(_) = self.table.entry(index) {
             // TIME-WAIT ends the socket, but not before its ACK was sent.

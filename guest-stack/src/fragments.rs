@@ -143,8 +143,12 @@ impl Sockets {
         let buffer =
             |bytes| raw::PacketBuffer::new(vec![raw::PacketMetadata::EMPTY; 2], vec![0; bytes]);
         let protocol = Some(IpProtocol::Icmp);
-        let socket =
-            raw::Socket::new(Some(IpVersion::Ipv4), protocol, buffer(0), buffer(MAX_PACKET));
+        let socket = raw::Socket::new(
+            Some(IpVersion::Ipv4),
+            protocol,
+            buffer(0),
+            buffer(MAX_PACKET),
+        );
         let mut set = SocketSet::new(vec![]);
         set.add(socket);
         let handle = self.table.insert(Entry::Quiet(Box::new(Quiet { set })));

@@ -10,9 +10,7 @@ use smoltcp::iface::SocketSet;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{Socket, tcp};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{
-    IpAddress, IpEndpoint, IpProtocol, IpVersion, TcpPacket, UdpPacket, UdpRepr,
-};
+use smoltcp::wire::{IpAddress, IpEndpoint, IpProtocol, IpVersion, TcpPacket, UdpPacket, UdpRepr};
 
 use crate::classify::{
     self, Class, ETHERNET_LEN, Kind, Packet, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader,

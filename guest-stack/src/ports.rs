@@ -138,7 +138,9 @@ impl Ports {
     pub(crate) fn find(&self, address: &IpAddress, port: u16) -> Option<u32> {
         let taken = self.taken.get(&port)?.iter();
         let matching = taken.filter_map(|(ip, slot)| Some((ip.matches(address)?, *slot)));
-        matching.max_by_key(|(closeness, _)| *closeness).map(|(_, slot)| slot)
+        matching
+            .max_by_key(|(closeness, _)| *closeness)
+            .map(|(_, slot)| slot)
     }
 }
 

@@ -203,9 +203,7 @@ impl crate::sockets::Sockets {
 
     /// Removes the handler of a protocol; `false`: there was none.
     pub fn remove_protocol(&mut self, version: IpVersion, protocol: u8) -> bool {
-        self.registry
-            .protocols
-            .remove((is_ipv4(version), protocol))
+        self.registry.protocols.remove((is_ipv4(version), protocol))
     }
 
     /// Gives connections to a TCP port, on any of our addresses, to `handler`.

@@ -98,7 +98,11 @@ impl Slaac {
         let address = with_interface_id([a, b, c, d, e, f, g, h], self.mac);
         let address = Ipv6Cidr::new(address, 64);
         let valid_until = now + prefix.valid_lifetime;
-        if let Some((_, known)) = self.prefixes.iter_mut().find(|(known, _)| *known == address) {
+        if let Some((_, known)) = self
+            .prefixes
+            .iter_mut()
+            .find(|(known, _)| *known == address)
+        {
             *known = valid_until;
             return self.expire(now);
         }
@@ -182,7 +186,12 @@ mod tests {
     fn a_prefix_of_another_length_is_no_prefix() {
         for len in [0, 48, 63, 65, 128, 129, 255] {
             let mut slaac = Slaac::new(MAC, Instant::ZERO);
-            slaac.handle_advertisement(ROUTER, Duration::ZERO, Some(prefix(len, 600)), Instant::ZERO);
+            slaac.handle_advertisement(
+                ROUTER,
+                Duration::ZERO,
+                Some(prefix(len, 600)),
+                Instant::ZERO,
+            );
             assert_eq!(slaac.addresses().next(), None, "{len}");
         }
     }

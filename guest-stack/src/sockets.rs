@@ -189,7 +189,8 @@ impl Sockets {
                 let _ = cidrs.push(found);
             }
         }
-        self.interface.update_ip_addrs(|addresses| *addresses = cidrs);
+        self.interface
+            .update_ip_addrs(|addresses| *addresses = cidrs);
         let gateway_v4 = self.net.gateway_v4.or(self.autoconf.gateway_v4());
         let gateway_v6 = self.net.gateway_v6.or(self.autoconf.gateway_v6());
         let routes = self.interface.routes_mut();

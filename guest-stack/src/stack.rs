@@ -16,8 +16,10 @@ use crate::context::Context;
 use crate::control::Control;
 use crate::egress::{Turn, earlier};
 use crate::error::ConfigError;
+use crate::flow::Handle;
 use crate::sockets::Sockets;
 use crate::tcp::TcpStreamId;
+use crate::udp::UdpId;
 
 /// What to do after a [`Stack::poll`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,12 +66,7 @@ impl<L: Link> Stack<L> {
     /// A stack that asks the other side of the link for its configuration and
     /// follows its changes. Until it has one its carrier is off, and frames are
     /// not looked at.
-    pub fn with_control(
-        mut link: L,
-        config: StackConfig,
-        control: Control,
-        now: Instant,
-    ) -> Self {
+    pub fn with_control(mut link: L, config: StackConfig, control: Control, now: Instant) -> Self {
         let mut net = NetConfig::new([2, 0, 0, 0, 0, 0]);
         net.carrier = false;
         // Nothing in it can be wrong: a fixed address, no options.
@@ -147,7 +144,8 @@ impl<L: Link> Stack<L> {
         }
         if !blocked
             && (sockets.application_dirty
-                || earlier(self.application_deadline, sockets.groups_at).is_some_and(|at| at <= now))
+                || earlier(self.application_deadline, sockets.groups_at)
+                    .is_some_and(|at| at <= now))
         {
             self.application_deadline = sockets.serve_application(now, tx);
             blocked = sockets.io.blocked;
@@ -201,10 +199,19 @@ impl<L: Link> Stack<L> {
     /// Lets one stream send now what was written to it, without waiting for the
     /// next poll. Says what the next deadline is, as [`poll`](Self::poll) does.
     pub fn push(&mut self, stream: TcpStreamId, now: Instant) -> Poll {
+        self.push_slot(stream.0, now)
+    }
+
+    /// Lets one UDP socket send now what it queued; as [`push`](Self::push).
+    pub fn push_udp(&mut self, socket: UdpId, now: Instant) -> Poll {
+        self.push_slot(socket.0, now)
+    }
+
+    fn push_slot(&mut self, slot: Handle, now: Instant) -> Poll {
         let (_, tx) = self.link.split();
         let mut more_work = false;
-        if self.sockets.table.named(stream.0).is_some() {
-            match self.sockets.serve(stream.0.index, now, tx) {
+        if self.sockets.table.named(slot).is_some() {
+            match self.sockets.serve(slot.index, now, tx) {
                 Turn::Done => {}
                 Turn::More => more_work = true,
                 Turn::Blocked => self.wants_room = true,

@@ -9,9 +9,7 @@ use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::Medium;
 use smoltcp::socket::udp;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{
-    HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint, IpVersion,
-};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndpoint, IpVersion};
 
 use crate::error::{BindError, UdpError};
 use crate::flow::{Entry, Handle};
@@ -32,6 +30,8 @@ pub(crate) struct UdpSocket {
     dropped: u64,
     /// Since when the oldest datagram to send waits for a neighbour.
     stalled: Option<Instant>,
+    /// The application closed it; it sends what it queued and goes.
+    closed: bool,
 }
 
 /// How long datagrams wait for their neighbour's hardware address before they
@@ -50,6 +50,11 @@ impl UdpSocket {
 
     pub(crate) fn count_drop(&mut self) {
         self.dropped += 1;
+    }
+
+    /// Whether it was closed and has sent what it queued.
+    pub(crate) fn is_over(&self, idle: bool) -> bool {
+        self.closed && idle
     }
 
     /// Something was sent.
@@ -99,7 +104,9 @@ impl Sockets {
         } else {
             BindError::AddrInUse
         };
-        let local = self.choose_port(local, |this| &this.udp_ports).ok_or(no_port)?;
+        let local = self
+            .choose_port(local, |this| &this.udp_ports)
+            .ok_or(no_port)?;
         let buffer = || {
             udp::PacketBuffer::new(
                 vec![udp::PacketMetadata::EMPTY; self.config.udp_buffer_datagrams.max(1)],
@@ -125,6 +132,7 @@ impl Sockets {
             handle,
             dropped: 0,
             stalled: None,
+            closed: false,
         }));
         let handle = self.table.insert(entry);
         self.udp_ports.take(local, handle.index);
@@ -133,7 +141,7 @@ impl Sockets {
 
     fn udp(&mut self, id: UdpId) -> Result<&mut UdpSocket, UdpError> {
         match self.table.named(id.0) {
-            Some(Entry::Udp(udp)) => Ok(udp),
+            Some(Entry::Udp(udp)) if !udp.closed => Ok(udp),
             _ => Err(UdpError::UnknownHandle),
         }
     }
@@ -267,12 +275,13 @@ impl Sockets {
         Ok(())
     }
 
-    /// Closes the socket. What it queued and has not sent is lost.
+    /// Closes the socket. Its port is free at once; what it queued is still sent.
     pub fn udp_close(&mut self, id: UdpId) {
         let Ok(udp) = self.udp(id) else { return };
+        udp.closed = true;
         let port = udp.local.port;
         self.udp_ports.release(port, id.0.index);
-        self.table.remove(id.0.index);
+        self.table.mark(id.0.index);
     }
 
     /// Wakes `waker` when a datagram arrives. One waker per socket; the last

@@ -23,3 +23,8 @@ pub mod port;
 pub mod bridge;
 pub mod plan;
 pub mod server;
+
+pub mod admin;
+pub mod settings;
+pub mod daemon;
+pub mod cli;

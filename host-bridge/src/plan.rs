@@ -5,6 +5,7 @@
 //! otherwise unchanged daemon is the same machine to its neighbours.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -208,6 +209,28 @@ impl Plan {
             host_addresses,
             master,
         }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.topology {
+            Topology::Bridged { bridge } => write!(f, "on the bridge {bridge}")?,
+            Topology::Routed => f.write_str("routed")?,
+        }
+        if let Some(net) = self.net4 {
+            write!(f, ", {net}")?;
+        }
+        if let Some(net) = self.net6 {
+            write!(f, ", {net}")?;
+        }
+        if self.dhcp4 {
+            f.write_str(", by DHCP")?;
+        }
+        if self.slaac {
+            f.write_str(", by router advertisements")?;
+        }
+        Ok(())
     }
 }
 

@@ -104,7 +104,8 @@ impl Places {
         }
     }
 
-    fn assign(&self, slot: u16) -> Assignment {
+    /// What slot `slot` (from 0) gets.
+    pub fn assign(&self, slot: u16) -> Assignment {
         match self {
             Self::Plan(plan) => plan.assign(slot),
             Self::One(assignment) => Assignment::clone(assignment),

@@ -42,7 +42,9 @@ pub(super) async fn sink<L: Link, P: Platform>(stream: TcpStream<L, P>) {
 /// Reads `<bytes> <seed>` and sends that many bytes of the seed's pattern.
 pub(super) async fn source<L: Link, P: Platform>(stream: TcpStream<L, P>) {
     let Some((mut left, seed)) = request(&stream).await else {
-        let _ = stream.send_all(b"say: <bytes> <seed>, both decimal, and a line feed\n").await;
+        let _ = stream
+            .send_all(b"say: <bytes> <seed>, both decimal, and a line feed\n")
+            .await;
         return;
     };
     let mut pattern = Pattern::new(seed);

@@ -47,7 +47,10 @@ pub(super) async fn serve<L: Link, P: Platform>(stream: TcpStream<L, P>, name: A
 }
 
 /// Reads up to the empty line; what follows stays in `held`.
-async fn read_head<L: Link, P: Platform>(stream: &TcpStream<L, P>, held: &mut Vec<u8>) -> Option<Vec<u8>> {
+async fn read_head<L: Link, P: Platform>(
+    stream: &TcpStream<L, P>,
+    held: &mut Vec<u8>,
+) -> Option<Vec<u8>> {
     let mut buffer = vec![0; 2048];
     loop {
         if let Some(end) = held.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -70,7 +73,9 @@ fn parse(head: &[u8]) -> Result<Request, &'static str> {
     let head = core::str::from_utf8(head).map_err(|_| BAD)?;
     let mut lines = head.split("\r\n");
     let mut words = lines.next().unwrap_or_default().split(' ');
-    let (Some(method), Some(path), Some(version), None) = (words.next(), words.next(), words.next(), words.next()) else {
+    let (Some(method), Some(path), Some(version), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
         return Err(BAD);
     };
     let mut keep_alive = match version {
@@ -81,10 +86,12 @@ fn parse(head: &[u8]) -> Result<Request, &'static str> {
     for line in lines.filter(|line| !line.is_empty()) {
         let (field, value) = line.split_once(':').ok_or(BAD)?;
         if field.eq_ignore_ascii_case("connection") {
-            keep_alive = value.trim().eq_ignore_ascii_case("keep-alive") || keep_alive && !value.trim().eq_ignore_ascii_case("close");
+            keep_alive = value.trim().eq_ignore_ascii_case("keep-alive")
+                || keep_alive && !value.trim().eq_ignore_ascii_case("close");
         }
         // A body would be taken for the next request.
-        let has_body = field.eq_ignore_ascii_case("transfer-encoding") || field.eq_ignore_ascii_case("content-length") && value.trim() != "0";
+        let has_body = field.eq_ignore_ascii_case("transfer-encoding")
+            || field.eq_ignore_ascii_case("content-length") && value.trim() != "0";
         if has_body {
             return Err("413 Content Too Large");
         }
@@ -94,20 +101,54 @@ fn parse(head: &[u8]) -> Result<Request, &'static str> {
         "HEAD" => true,
         _ => return Err("501 Not Implemented"),
     };
-    Ok(Request { head_only, path: path.to_string(), keep_alive })
+    Ok(Request {
+        head_only,
+        path: path.to_string(),
+        keep_alive,
+    })
 }
 
-async fn answer<L: Link, P: Platform>(stream: &TcpStream<L, P>, request: &Request, name: &str) -> Result<(), ()> {
-    let Request { head_only, path, keep_alive } = request;
+async fn answer<L: Link, P: Platform>(
+    stream: &TcpStream<L, P>,
+    request: &Request,
+    name: &str,
+) -> Result<(), ()> {
+    let Request {
+        head_only,
+        path,
+        keep_alive,
+    } = request;
     if path == "/" {
         let page = page(stream, name);
-        return reply(stream, "200 OK", "text/plain; charset=utf-8", page.as_bytes(), *head_only, *keep_alive).await;
+        return reply(
+            stream,
+            "200 OK",
+            "text/plain; charset=utf-8",
+            page.as_bytes(),
+            *head_only,
+            *keep_alive,
+        )
+        .await;
     }
-    let wanted = path.strip_prefix("/bytes/").and_then(|n| n.parse::<u64>().ok());
+    let wanted = path
+        .strip_prefix("/bytes/")
+        .and_then(|n| n.parse::<u64>().ok());
     let Some(mut left) = wanted.filter(|n| *n <= MAX_BYTES) else {
-        return reply(stream, "404 Not Found", "text/plain", b"not here: try / or /bytes/1000000\n", *head_only, *keep_alive).await;
+        return reply(
+            stream,
+            "404 Not Found",
+            "text/plain",
+            b"not here: try / or /bytes/1000000\n",
+            *head_only,
+            *keep_alive,
+        )
+        .await;
     };
-    send(stream, head("200 OK", "application/octet-stream", left, *keep_alive).as_bytes()).await?;
+    send(
+        stream,
+        head("200 OK", "application/octet-stream", left, *keep_alive).as_bytes(),
+    )
+    .await?;
     if *head_only {
         return Ok(());
     }
@@ -140,7 +181,9 @@ fn page<L: Link, P: Platform>(stream: &TcpStream<L, P>, name: &str) -> String {
 
 fn head(status: &str, kind: &str, len: u64, keep_alive: bool) -> String {
     let connection = if keep_alive { "keep-alive" } else { "close" };
-    format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\nConnection: {connection}\r\n\r\n")
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\nConnection: {connection}\r\n\r\n"
+    )
 }
 
 async fn reply<L: Link, P: Platform>(
@@ -171,18 +214,36 @@ mod tests {
     fn the_connection_header_decides_whether_to_stay() {
         let keep = |head: &str| parse(head.as_bytes()).map(|request| request.keep_alive);
         assert_eq!(keep("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), Ok(true));
-        assert_eq!(keep("GET / HTTP/1.1\r\nConnection: Close\r\n\r\n"), Ok(false));
+        assert_eq!(
+            keep("GET / HTTP/1.1\r\nConnection: Close\r\n\r\n"),
+            Ok(false)
+        );
         assert_eq!(keep("GET / HTTP/1.0\r\n\r\n"), Ok(false));
-        assert_eq!(keep("GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n"), Ok(true));
+        assert_eq!(
+            keep("GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n"),
+            Ok(true)
+        );
     }
 
     #[test]
     fn what_is_no_request_gets_a_status_that_says_so() {
         let status = |head: &str| parse(head.as_bytes()).err();
         assert_eq!(status("nonsense\r\n\r\n"), Some("400 Bad Request"));
-        assert_eq!(status("GET / HTTP/3\r\n\r\n"), Some("505 HTTP Version Not Supported"));
-        assert_eq!(status("POST / HTTP/1.1\r\n\r\n"), Some("501 Not Implemented"));
-        assert_eq!(status("GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n"), Some("413 Content Too Large"));
-        assert_eq!(status("GET / HTTP/1.1\r\nno colon\r\n\r\n"), Some("400 Bad Request"));
+        assert_eq!(
+            status("GET / HTTP/3\r\n\r\n"),
+            Some("505 HTTP Version Not Supported")
+        );
+        assert_eq!(
+            status("POST / HTTP/1.1\r\n\r\n"),
+            Some("501 Not Implemented")
+        );
+        assert_eq!(
+            status("GET / HTTP/1.1\r\nContent-Length: 5\r\n\r\n"),
+            Some("413 Content Too Large")
+        );
+        assert_eq!(
+            status("GET / HTTP/1.1\r\nno colon\r\n\r\n"),
+            Some("400 Bad Request")
+        );
     }
 }

@@ -22,17 +22,23 @@ const BACKLOG: usize = 1024;
 ///
 /// # Errors
 /// [`BindError`] if a port is taken.
-pub fn start_all<L, P>(network: &Network<L, P>, spawner: &Spawner<P::RawMutex>, name: &str) -> Result<(), BindError>
+pub fn start_all<L, P>(
+    network: &Network<L, P>,
+    spawner: &Spawner<P::RawMutex>,
+    name: &str,
+) -> Result<(), BindError>
 where
     L: Link + Send + 'static,
     P: Platform,
 {
     let name: Arc<str> = Arc::from(String::from(name));
-    serve(network, spawner, 80, move |stream| http::serve(stream, name.clone()))?;
+    serve(network, spawner, 80, move |stream| {
+        http::serve(stream, name.clone())
+    })?;
     serve(network, spawner, 7, echo::serve)?;
     serve(network, spawner, 5001, bulk::sink)?;
     serve(network, spawner, 5002, bulk::source)?;
-    echo::datagrams(network)
+    echo::datagrams(network, spawner)
 }
 
 /// Accepts on `port` and runs `service` for each connection.

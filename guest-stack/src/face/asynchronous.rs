@@ -87,13 +87,26 @@ impl<L: Link, P: Platform> Network<L, P> {
         f(&self.0.inner.lock().stack)
     }
 
-    /// Runs `f` on the stack, lets `stream` send, and wakes the driver only if
-    /// it has to come earlier than it meant to.
+    /// Runs `f` on the stack and lets `stream` send.
     fn on_stream<R>(&self, stream: TcpStreamId, f: impl FnOnce(&mut Stack<L>) -> R) -> R {
+        self.on_slot(f, |stack, now| stack.push(stream, now))
+    }
+
+    /// Runs `f` on the stack and lets `socket` send.
+    fn on_socket<R>(&self, socket: UdpId, f: impl FnOnce(&mut Stack<L>) -> R) -> R {
+        self.on_slot(f, |stack, now| stack.push_udp(socket, now))
+    }
+
+    /// Wakes the driver only if it has to come earlier than it meant to.
+    fn on_slot<R>(
+        &self,
+        f: impl FnOnce(&mut Stack<L>) -> R,
+        push: impl FnOnce(&mut Stack<L>, Instant) -> stack::Poll,
+    ) -> R {
         let now = self.0.platform.now();
         let mut inner = self.0.inner.lock();
         let result = f(&mut inner.stack);
-        let poll = inner.stack.push(stream, now);
+        let poll = push(&mut inner.stack, now);
         let kick = inner.must_wake(&poll);
         drop(inner);
         if kick {
@@ -388,9 +401,8 @@ impl<L: Link, P: Platform> TcpStream<L, P> {
     /// # Errors
     /// [`StreamError`].
     pub fn shutdown(&self, how: Shutdown) -> Result<(), StreamError> {
-        self.network.on_stream(self.id, |stack| {
-            stack.sockets().tcp_shutdown(self.id, how)
-        })
+        self.network
+            .on_stream(self.id, |stack| stack.sockets().tcp_shutdown(self.id, how))
     }
 
     /// Our end.
@@ -560,13 +572,13 @@ impl<L: Link, P: Platform> UdpSocket<L, P> {
         .await
     }
 
-    /// Waits for room and queues a datagram; the driver sends it.
+    /// Waits for room and sends a datagram.
     ///
     /// # Errors
     /// [`UdpError`], never `WouldBlock`.
     pub async fn send_to(&self, payload: &[u8], to: SocketAddr) -> Result<(), UdpError> {
         poll_fn(|cx| {
-            self.network.with(|stack, _| {
+            self.network.on_socket(self.id, |stack| {
                 let sockets = stack.sockets();
                 match sockets.udp_send_to(self.id, payload, to) {
                     Err(UdpError::WouldBlock) => {
@@ -605,6 +617,7 @@ impl<L: Link, P: Platform> UdpSocket<L, P> {
 impl<L: Link, P: Platform> Drop for UdpSocket<L, P> {
     fn drop(&mut self) {
         let id = self.id;
-        self.network.with(|stack, _| stack.sockets().udp_close(id));
+        self.network
+            .on_socket(id, |stack| stack.sockets().udp_close(id));
     }
 }

@@ -141,9 +141,7 @@ impl<L: Link, P: Platform> TcpStream<L, P> {
     /// [`StreamError`], never `WouldBlock`.
     pub fn connect(network: &Network<L, P>, remote: SocketAddr) -> Result<Self, StreamError> {
         let stream = block_on(network.platform(), None, network.connect(remote));
-        stream
-            .unwrap_or(Err(StreamError::TimedOut))
-            .map(Self::from)
+        stream.unwrap_or(Err(StreamError::TimedOut)).map(Self::from)
     }
 
     /// Connects, within `timeout`.
@@ -156,9 +154,7 @@ impl<L: Link, P: Platform> TcpStream<L, P> {
         timeout: Duration,
     ) -> Result<Self, StreamError> {
         let stream = block_on(network.platform(), Some(timeout), network.connect(remote));
-        stream
-            .unwrap_or(Err(StreamError::TimedOut))
-            .map(Self::from)
+        stream.unwrap_or(Err(StreamError::TimedOut)).map(Self::from)
     }
 
     fn wait<R>(
@@ -328,7 +324,7 @@ impl<L: Link, P: Platform> UdpSocket<L, P> {
         received.unwrap_or(Err(UdpError::TimedOut))
     }
 
-    /// Waits for room and queues a datagram.
+    /// Waits for room and sends a datagram.
     ///
     /// # Errors
     /// [`UdpError`].

@@ -149,7 +149,10 @@ mod tests {
 
     fn key(v6: bool) -> FlowKey {
         let (a, b) = if v6 {
-            (IpAddress::v6(0xfd00, 0, 0, 0, 0, 0, 0, 1), IpAddress::v6(0xfd00, 0, 0, 0, 0, 0, 0, 2))
+            (
+                IpAddress::v6(0xfd00, 0, 0, 0, 0, 0, 0, 1),
+                IpAddress::v6(0xfd00, 0, 0, 0, 0, 0, 0, 2),
+            )
         } else {
             (IpAddress::v4(10, 0, 0, 1), IpAddress::v4(10, 0, 0, 2))
         };

@@ -37,6 +37,14 @@ pub(crate) enum Verdict {
     Ignore,
 }
 
+/// What a connection is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    /// The listener, unless only an accept callback is there.
+    pub(crate) listener: Option<Handle>,
+    pub(crate) options: TcpOptions,
+}
+
 /// A handshake under way.
 #[derive(Debug)]
 pub(crate) struct HalfOpen {
@@ -64,8 +72,7 @@ impl HalfOpen {
     pub(crate) fn new(
         key: FlowKey,
         mac: [u8; 6],
-        listener: Option<Handle>,
-        options: TcpOptions,
+        target: Target,
         isn: u32,
         syn: &TcpRepr<'_>,
         now: Instant,
@@ -74,14 +81,14 @@ impl HalfOpen {
         Self {
             key,
             mac,
-            listener,
+            listener: target.listener,
             isn,
             irs: syn.seq_number.0 as u32,
             peer_window: syn.window_len,
             peer_mss: syn.max_seg_size,
             peer_shift: syn.window_scale,
             peer_sack: syn.sack_permitted,
-            options,
+            options: target.options,
             repeat_at: now + FIRST_REPEAT,
             repeat_after: FIRST_REPEAT,
             expires_at: now + timeout,
@@ -121,7 +128,7 @@ impl HalfOpen {
         if now >= self.expires_at {
             return false;
         }
-        self.repeat_after = self.repeat_after * 2;
+        self.repeat_after *= 2;
         self.repeat_at = now + self.repeat_after;
         true
     }
@@ -220,13 +227,23 @@ mod tests {
             timestamp: None,
             payload: &[],
         };
-        let options = TcpOptions::default();
+        let target = Target {
+            listener: None,
+            options: TcpOptions::default(),
+        };
         let timeout = Duration::from_secs(15);
-        HalfOpen::new(key, [2; 6], None, options, 500, &syn, Instant::ZERO, timeout)
+        HalfOpen::new(key, [2; 6], target, 500, &syn, Instant::ZERO, timeout)
     }
 
     fn header(flags: u8, seq: u32, ack: u32) -> TcpHeader {
-        TcpHeader { src_port: 4000, dst_port: 80, seq, ack, flags, data_len: 0 }
+        TcpHeader {
+            src_port: 4000,
+            dst_port: 80,
+            seq,
+            ack,
+            flags,
+            data_len: 0,
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use smoltcp::socket::tcp::State;
 use smoltcp::time::Instant;
 use smoltcp::wire::{TcpControl, TcpPacket, TcpRepr};
 
-use super::half_open::{HalfOpen, Verdict};
+use super::half_open::{HalfOpen, Target, Verdict};
 use super::options::TcpOptions;
 use super::segment::Segment;
 use super::stream::{Flow, Owner};
@@ -70,7 +70,9 @@ impl Sockets {
         } else {
             BindError::AddrInUse
         };
-        let local = self.choose_port(local, |this| &this.listeners).ok_or(no_port)?;
+        let local = self
+            .choose_port(local, |this| &this.listeners)
+            .ok_or(no_port)?;
         let listener = Listener {
             local,
             options,
@@ -171,7 +173,7 @@ impl Sockets {
     }
 
     /// What receives a connection to this address and port, if anything does.
-    fn target(&mut self, key: &FlowKey) -> Option<(Option<Handle>, TcpOptions)> {
+    fn target(&mut self, key: &FlowKey) -> Option<Target> {
         let index = self.listeners.find(&key.local.addr, key.local.port);
         let listener = index.and_then(|index| {
             let handle = self.table.handle(index);
@@ -180,11 +182,12 @@ impl Sockets {
                 _ => None,
             }
         });
-        match (self.registry.accept_options(key.local.port), listener) {
-            (Some(options), listener) => Some((listener.map(|(handle, _)| handle), options)),
-            (None, Some((handle, options))) => Some((Some(handle), options)),
-            (None, None) => None,
-        }
+        let callback = self.registry.accept_options(key.local.port);
+        let options = callback.or(listener.map(|(_, options)| options))?;
+        Some(Target {
+            listener: listener.map(|(handle, _)| handle),
+            options,
+        })
     }
 
     /// Whether a listener takes one more connection or handshake. An accept
@@ -216,7 +219,8 @@ impl Sockets {
         if tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST) != TCP_SYN {
             return None;
         }
-        let (listener, options) = self.target(&key)?;
+        let target = self.target(&key)?;
+        let listener = target.listener;
         let limits = self.config.limits;
         let Some(syn) = self.parse(packet, frame) else {
             return Some(Ending::Malformed);
@@ -233,7 +237,7 @@ impl Sockets {
         let isn = birth::initial_sequence(&self.hasher, &key, now);
         let mac = classify::source(frame)?;
         let timeout = limits.half_open_timeout;
-        let half_open = HalfOpen::new(key, mac, listener, options, isn, &syn, now, timeout);
+        let half_open = HalfOpen::new(key, mac, target, isn, &syn, now, timeout);
         let answer = half_open.syn_ack(self.io.mtu);
         let deadline = half_open.deadline();
         let handle = self.table.insert(Entry::HalfOpen(half_open));
@@ -331,7 +335,7 @@ impl Sockets {
         let (key, mac, options) = (half_open.key, half_open.mac, half_open.options);
         let (syn, isn) = (half_open.syn(), half_open.isn);
         // The listener may have been closed, or another opened, since the SYN.
-        let Some((listener, _)) = self.target(&key) else {
+        let Some(Target { listener, .. }) = self.target(&key) else {
             self.forget_half_open(index, now);
             self.feed_nobody(now, frame, tx);
             return Ending::Tcp;

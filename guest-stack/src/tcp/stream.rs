@@ -273,7 +273,9 @@ impl Sockets {
         if self.table.live() >= self.config.limits.connections {
             return Err(BindError::NoFreePort.into());
         }
-        let source = self.source_address(&remote.addr).ok_or(StreamError::Unreachable)?;
+        let source = self
+            .source_address(&remote.addr)
+            .ok_or(StreamError::Unreachable)?;
         let address = match local.ip {
             LocalIp::One(address) if !self.is_ours(&address) => {
                 return Err(BindError::AddrNotAvailable.into());
@@ -317,7 +319,10 @@ impl Sockets {
             return None;
         }
         let cidrs = self.interface.ip_addrs();
-        if !cidrs.iter().any(|cidr| cidr.address().version() == remote.version()) {
+        if !cidrs
+            .iter()
+            .any(|cidr| cidr.address().version() == remote.version())
+        {
             return None;
         }
         let on_link = cidrs.iter().any(|cidr| cidr.contains_addr(remote));

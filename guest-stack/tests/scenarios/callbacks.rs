@@ -50,15 +50,31 @@ fn a_datagram_is_shown_from_the_ethertype_down_to_the_socket_until_one_handles_i
     sockets
         .on_udp(7, move |_, _, payload| {
             note.note("port");
-            if payload == b"mine" { Verdict::Handled } else { Verdict::Pass }
+            if payload == b"mine" {
+                Verdict::Handled
+            } else {
+                Verdict::Pass
+            }
         })
         .unwrap();
     bench.exchange(&udp_frame(false, 9, 7, b"mine"));
     assert_eq!(calls.take(), ["ethertype", "protocol", "port"]);
-    assert!(bench.stack.sockets().udp_recv_from(socket, &mut [0; 8]).is_err());
+    assert!(
+        bench
+            .stack
+            .sockets()
+            .udp_recv_from(socket, &mut [0; 8])
+            .is_err()
+    );
     bench.exchange(&udp_frame(false, 9, 7, b"yours"));
     assert_eq!(calls.take(), ["ethertype", "protocol", "port"]);
-    assert!(bench.stack.sockets().udp_recv_from(socket, &mut [0; 8]).is_ok());
+    assert!(
+        bench
+            .stack
+            .sockets()
+            .udp_recv_from(socket, &mut [0; 8])
+            .is_ok()
+    );
     // The versions are separate: only the port's callback sees IPv6.
     bench.exchange(&udp_frame(true, 9, 7, b"mine"));
     assert_eq!(calls.take(), ["port"]);
@@ -70,7 +86,13 @@ fn a_datagram_is_shown_from_the_ethertype_down_to_the_socket_until_one_handles_i
     assert!(bench.stack.sockets().remove_udp(7));
     bench.exchange(&udp_frame(false, 9, 7, b"mine"));
     assert_eq!(calls.take(), ["ethertype"]);
-    assert!(bench.stack.sockets().udp_recv_from(socket, &mut [0; 8]).is_ok());
+    assert!(
+        bench
+            .stack
+            .sockets()
+            .udp_recv_from(socket, &mut [0; 8])
+            .is_ok()
+    );
 }
 
 #[test]
@@ -80,10 +102,17 @@ fn a_second_registration_of_the_same_key_is_refused() {
     let frame = |_: &mut Context<'_>, _: &[u8]| Verdict::Pass;
     assert_eq!(sockets.on_ethertype(0x88b5, frame), Ok(()));
     assert_eq!(sockets.on_ethertype(0x88b5, frame), Err(AlreadyRegistered));
-    let packet = |version| (version, 99, |_: &mut Context<'_>, _: &_, _: &[u8]| Verdict::Pass);
+    let packet = |version| {
+        (version, 99, |_: &mut Context<'_>, _: &_, _: &[u8]| {
+            Verdict::Pass
+        })
+    };
     let (version, number, handler) = packet(IpVersion::Ipv4);
     assert_eq!(sockets.on_protocol(version, number, handler), Ok(()));
-    assert_eq!(sockets.on_protocol(version, number, handler), Err(AlreadyRegistered));
+    assert_eq!(
+        sockets.on_protocol(version, number, handler),
+        Err(AlreadyRegistered)
+    );
     let (version, number, handler) = packet(IpVersion::Ipv6);
     assert_eq!(sockets.on_protocol(version, number, handler), Ok(()));
     let options = TcpOptions::default();
@@ -91,7 +120,10 @@ fn a_second_registration_of_the_same_key_is_refused() {
     let again = sockets.on_tcp(80, options, |_, _, _| Verdict::Pass);
     assert_eq!(again, Err(AlreadyRegistered));
     assert_eq!(sockets.on_udp(80, |_, _, _| Verdict::Pass), Ok(()));
-    assert_eq!(sockets.on_udp(80, |_, _, _| Verdict::Pass), Err(AlreadyRegistered));
+    assert_eq!(
+        sockets.on_udp(80, |_, _, _| Verdict::Pass),
+        Err(AlreadyRegistered)
+    );
     assert!(sockets.remove_udp(80));
     assert_eq!(sockets.on_udp(80, |_, _, _| Verdict::Pass), Ok(()));
 }
@@ -147,7 +179,9 @@ fn a_handler_answers_with_frames_packets_and_datagrams_of_its_own() {
     }
     sockets
         .on_udp(7, |context, datagram, payload| {
-            context.reply_datagram(datagram, &payload.to_ascii_uppercase()).unwrap();
+            context
+                .reply_datagram(datagram, &payload.to_ascii_uppercase())
+                .unwrap();
             Verdict::Handled
         })
         .unwrap();
@@ -156,7 +190,10 @@ fn a_handler_answers_with_frames_packets_and_datagrams_of_its_own() {
     for ipv6 in [false, true] {
         let answers = bench.exchange(&raw_frame(ipv6, 99, b"abc"));
         let seen = ip(&answers[0]).unwrap();
-        assert_eq!((seen.src, seen.dst), (host(0, ipv6, 0).ip(), host(1, ipv6, 0).ip()));
+        assert_eq!(
+            (seen.src, seen.dst),
+            (host(0, ipv6, 0).ip(), host(1, ipv6, 0).ip())
+        );
         assert_eq!((seen.protocol.0, &seen.payload[..]), (99, &b"cba"[..]));
         let answers = bench.exchange(&udp_frame(ipv6, 9, 7, b"shout"));
         assert_eq!(udp(&answers[0]), Some((7, 9, b"SHOUT".to_vec())));
@@ -197,7 +234,10 @@ fn an_accept_callback_takes_streams_and_passes_others_to_the_listener() {
     let connect = |pair: &mut Pair, port: u16| {
         let now = pair.now();
         let remote = host(1, false, 80);
-        let stream = pair.sockets(0).tcp_connect_from(now, port.into(), remote, options).unwrap();
+        let stream = pair
+            .sockets(0)
+            .tcp_connect_from(now, port.into(), remote, options)
+            .unwrap();
         pair.settle();
         stream
     };
@@ -206,7 +246,10 @@ fn an_accept_callback_takes_streams_and_passes_others_to_the_listener() {
     assert_eq!(taken.lock().unwrap().len(), 1);
     // Without a listener what is passed on is reset.
     let odd = connect(&mut pair, 5001);
-    assert_eq!(pair.sockets(0).tcp_connected(odd), Err(StreamError::ConnectionReset));
+    assert_eq!(
+        pair.sockets(0).tcp_connected(odd),
+        Err(StreamError::ConnectionReset)
+    );
     let listener = pair.sockets(1).tcp_listen(80, 4, options).unwrap();
     let odd = connect(&mut pair, 5003);
     assert_eq!(pair.sockets(0).tcp_connected(odd), Ok(()));
@@ -249,14 +292,19 @@ fn a_whole_echo_service_runs_in_callbacks() {
         })
         .unwrap();
     let now = pair.now();
-    let client = pair.sockets(0).tcp_connect(now, host(1, true, 7), options).unwrap();
+    let client = pair
+        .sockets(0)
+        .tcp_connect(now, host(1, true, 7), options)
+        .unwrap();
     pair.run_until(|pair| pair.sockets(0).tcp_connected(client).is_ok());
     let words = pattern(300_000, 4);
     let (mut at, mut got, mut shut) = (0, Vec::new(), false);
     pair.run_until(|pair| {
         write_some(pair.sockets(0), client, &words, &mut at);
         if at == words.len() && !shut {
-            pair.sockets(0).tcp_shutdown(client, Shutdown::Write).unwrap();
+            pair.sockets(0)
+                .tcp_shutdown(client, Shutdown::Write)
+                .unwrap();
             shut = true;
         }
         read_some(pair.sockets(0), client, &mut got)
@@ -271,7 +319,11 @@ fn a_handler_of_the_whole_protocol_keeps_sockets_from_seeing_it() {
     let options = TcpOptions::default();
     bench.stack.sockets().tcp_listen(80, 4, options).unwrap();
     let handler = |_: &mut Context<'_>, _: &_, _: &[u8]| Verdict::Handled;
-    bench.stack.sockets().on_protocol(IpVersion::Ipv4, 6, handler).unwrap();
+    bench
+        .stack
+        .sockets()
+        .on_protocol(IpVersion::Ipv4, 6, handler)
+        .unwrap();
     assert!(bench.exchange(&Segment::syn(4000, 1).frame()).is_empty());
     assert_eq!(bench.stack.sockets().counters().rx_handled, 1);
     bench.stack.sockets().remove_protocol(IpVersion::Ipv4, 6);

@@ -33,8 +33,12 @@ struct Direction {
     logging: bool,
 }
 
+/// Rings one end's doorbell.
+pub(crate) type Bell = Arc<dyn Fn() + Send + Sync>;
+
 struct Shared {
     now: Instant,
+    bells: [Option<Bell>; 2],
     random: u64,
     generation: u32,
     directions: [Direction; 2],
@@ -94,6 +98,7 @@ impl Cable {
         };
         Self(Arc::new(Mutex::new(Shared {
             now: Instant::ZERO,
+            bells: [None, None],
             random: seed | 1,
             generation: 1,
             directions: [direction(), direction()],
@@ -137,11 +142,25 @@ impl Cable {
         self.shared().generation = generation;
     }
 
+    /// Has `bell` called whenever something arrives at that end.
+    pub(crate) fn set_bell(&self, side: usize, bell: Bell) {
+        self.shared().bells[side] = Some(bell);
+    }
+
+    fn ring(&self, side: usize) {
+        let bell = self.shared().bells[side].clone();
+        if let Some(bell) = bell {
+            bell();
+        }
+    }
+
     /// When the next frame of either direction arrives.
     pub(crate) fn next_arrival(&self) -> Option<Instant> {
         let shared = self.shared();
         let heads = shared.directions.iter();
-        heads.filter_map(|d| d.frames.front().map(|(at, ..)| *at)).min()
+        heads
+            .filter_map(|d| d.frames.front().map(|(at, ..)| *at))
+            .min()
     }
 
     pub(crate) fn end(&self, side: usize) -> TestLink {
@@ -233,10 +252,15 @@ impl FrameTx for TestTx {
     }
 
     fn flush(&mut self) {
+        if self.committed.is_empty() {
+            return;
+        }
         let mut shared = self.cable.shared();
         for (offload, frame) in self.committed.drain(..) {
             shared.send(self.side, offload, frame);
         }
+        drop(shared);
+        self.cable.ring(1 - self.side);
     }
 }
 
@@ -259,7 +283,9 @@ impl Link for TestLink {
 
     fn send_control(&mut self, message: &[u8]) -> Result<bool, LinkError> {
         let mut shared = self.tx.cable.shared();
-        shared.directions[self.tx.side].control.push_back(message.to_vec());
+        shared.directions[self.tx.side]
+            .control
+            .push_back(message.to_vec());
         Ok(true)
     }
 
@@ -435,8 +461,13 @@ impl Pair {
     }
 
     fn frames(&mut self) -> u64 {
-        let counters = self.stacks.iter_mut().map(|stack| stack.sockets().counters());
-        counters.map(|counters| counters.tx_frames + counters.rx_frames).sum()
+        let counters = self
+            .stacks
+            .iter_mut()
+            .map(|stack| stack.sockets().counters());
+        counters
+            .map(|counters| counters.tx_frames + counters.rx_frames)
+            .sum()
     }
 
     /// A connection from stack 0 to a fresh listener on stack 1.

@@ -22,7 +22,10 @@ fn a_datagram_goes_there_and_back_over_both_versions() {
         assert_eq!((&buffer[..len], from), (&b"ping"[..], host(0, ipv6, port)));
         pair.sockets(1).udp_send_to(server, b"", from).unwrap();
         pair.settle();
-        assert_eq!(pair.sockets(0).udp_recv_from(client, &mut buffer), Ok((0, to)));
+        assert_eq!(
+            pair.sockets(0).udp_recv_from(client, &mut buffer),
+            Ok((0, to))
+        );
         let empty = pair.sockets(0).udp_recv_from(client, &mut buffer);
         assert_eq!(empty, Err(UdpError::WouldBlock));
     }
@@ -46,7 +49,10 @@ fn a_full_queue_loses_and_counts_datagrams_and_keeps_what_it_has() {
         assert_eq!(sockets.udp_recv_from(socket, &mut buffer).unwrap().0, 1);
         assert_eq!(buffer[0], number);
     }
-    assert_eq!(sockets.udp_recv_from(socket, &mut buffer), Err(UdpError::WouldBlock));
+    assert_eq!(
+        sockets.udp_recv_from(socket, &mut buffer),
+        Err(UdpError::WouldBlock)
+    );
 }
 
 #[test]
@@ -57,8 +63,14 @@ fn a_datagram_that_is_longer_than_the_buffer_is_cut() {
     bench.exchange(&udp_frame(false, 9, 7, b"next"));
     let mut buffer = [0; 2];
     let sockets = bench.stack.sockets();
-    assert_eq!(sockets.udp_recv_from(socket, &mut buffer), Ok((2, host(1, false, 9))));
-    assert_eq!(sockets.udp_recv_from(socket, &mut buffer), Ok((2, host(1, false, 9))));
+    assert_eq!(
+        sockets.udp_recv_from(socket, &mut buffer),
+        Ok((2, host(1, false, 9)))
+    );
+    assert_eq!(
+        sockets.udp_recv_from(socket, &mut buffer),
+        Ok((2, host(1, false, 9)))
+    );
     assert_eq!(&buffer, b"ne");
 }
 
@@ -80,7 +92,10 @@ fn bindings_that_overlap_are_refused_and_the_closest_one_receives() {
     assert!(sockets.udp_recv_from(v6, &mut [0; 4]).is_ok());
     sockets.udp_close(exact);
     assert!(sockets.udp_bind(own).is_ok());
-    assert_eq!(sockets.udp_recv_from(exact, &mut [0; 4]), Err(UdpError::UnknownHandle));
+    assert_eq!(
+        sockets.udp_recv_from(exact, &mut [0; 4]),
+        Err(UdpError::UnknownHandle)
+    );
 }
 
 #[test]
@@ -126,7 +141,14 @@ fn a_protocol_that_nobody_knows_is_answered_as_such() {
 fn pings_of_any_size_are_answered_also_a_small_one_after_a_large_one() {
     let mut bench = Bench::new();
     bench.introduce_peer();
-    for (seq, len) in [(1, 56), (2, 9000), (3, 4000), (4, 1472), (5, 1473), (6, 30_000)] {
+    for (seq, len) in [
+        (1, 56),
+        (2, 9000),
+        (3, 4000),
+        (4, 1472),
+        (5, 1473),
+        (6, 30_000),
+    ] {
         let data = pattern(len, seq.into());
         let mut answers = Vec::new();
         let request = ping_frame(false, seq, &data);
@@ -147,7 +169,10 @@ fn pings_are_answered_over_ipv6() {
     introduce_v6(&mut bench, true);
     let answers = bench.exchange(&ping_frame(true, 3, b"hello"));
     let reply = ip(&answers[0]).unwrap();
-    assert_eq!((reply.payload[0], &reply.payload[8..]), (129, &b"hello"[..]));
+    assert_eq!(
+        (reply.payload[0], &reply.payload[8..]),
+        (129, &b"hello"[..])
+    );
 }
 
 #[test]
@@ -194,9 +219,8 @@ fn a_datagram_that_cannot_be_sent_is_refused_at_once() {
     let mut bench = Bench::new();
     let socket = bench.stack.sockets().udp_bind(7).unwrap();
     let sockets = bench.stack.sockets();
-    let mut send = |len: usize, to: &str| {
-        sockets.udp_send_to(socket, &vec![0; len], to.parse().unwrap())
-    };
+    let mut send =
+        |len: usize, to: &str| sockets.udp_send_to(socket, &vec![0; len], to.parse().unwrap());
     assert_eq!(send(1453, "[fd00::2]:9"), Err(UdpError::MessageTooLong));
     assert_eq!(send(1452, "[fd00::2]:9"), Ok(()));
     assert_eq!(send(65_508, "10.0.0.2:9"), Err(UdpError::MessageTooLong));
@@ -210,13 +234,28 @@ fn a_neighbour_that_does_not_answer_does_not_hold_up_the_queue_for_ever() {
     bench.introduce_peer();
     let socket = bench.stack.sockets().udp_bind(7).unwrap();
     let nobody = "10.0.0.77:9".parse().unwrap();
-    bench.stack.sockets().udp_send_to(socket, b"lost", nobody).unwrap();
+    bench
+        .stack
+        .sockets()
+        .udp_send_to(socket, b"lost", nobody)
+        .unwrap();
     let asked = bench.pass(Duration::from_millis(3500));
-    assert!((2..=4).contains(&asked.len()), "{} ARP requests", asked.len());
+    assert!(
+        (2..=4).contains(&asked.len()),
+        "{} ARP requests",
+        asked.len()
+    );
     assert_eq!(bench.stack.sockets().counters().tx_no_neighbour, 1);
     let to = host(1, false, 9);
-    bench.stack.sockets().udp_send_to(socket, b"found", to).unwrap();
+    bench
+        .stack
+        .sockets()
+        .udp_send_to(socket, b"found", to)
+        .unwrap();
     let sent = bench.pass(Duration::from_secs(2));
     assert_eq!(udp(sent.last().unwrap()).unwrap().2, b"found");
-    assert!(bench.pass(Duration::from_secs(3600)).is_empty(), "then it is silent");
+    assert!(
+        bench.pass(Duration::from_secs(3600)).is_empty(),
+        "then it is silent"
+    );
 }

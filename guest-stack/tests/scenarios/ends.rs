@@ -7,7 +7,7 @@ use guest_stack::tcp::stream::Shutdown;
 use guest_stack::time::Duration;
 
 use crate::common::{Bench, Pair, pattern};
-use crate::frames::{ACK, FIN, RST, SYN, Segment, SeenTcp, tcps};
+use crate::frames::{ACK, FIN, RST, SYN, SeenTcp, Segment, tcps};
 use crate::transfer::{read_some, write_some};
 
 /// A connection to port 80 of the stack, with the peer's next and expected
@@ -52,7 +52,11 @@ impl Conversation {
 
     fn recv(&mut self) -> Result<Vec<u8>, StreamError> {
         let mut buffer = [0; 4096];
-        let len = self.bench.stack.sockets().tcp_recv(self.stream, &mut buffer)?;
+        let len = self
+            .bench
+            .stack
+            .sockets()
+            .tcp_recv(self.stream, &mut buffer)?;
         Ok(buffer[..len].to_vec())
     }
 }
@@ -65,16 +69,26 @@ fn each_half_closes_on_its_own_in_either_order() {
         let ids = [client, server];
         let second = 1 - first;
         let words = pattern(100_000, 9);
-        pair.sockets(first).tcp_shutdown(ids[first], Shutdown::Write).unwrap();
+        pair.sockets(first)
+            .tcp_shutdown(ids[first], Shutdown::Write)
+            .unwrap();
         pair.settle();
-        assert_eq!(pair.sockets(second).tcp_recv(ids[second], &mut [0; 8]), Ok(0));
-        assert_eq!(pair.sockets(first).tcp_send(ids[first], b"x"), Err(StreamError::BrokenPipe));
+        assert_eq!(
+            pair.sockets(second).tcp_recv(ids[second], &mut [0; 8]),
+            Ok(0)
+        );
+        assert_eq!(
+            pair.sockets(first).tcp_send(ids[first], b"x"),
+            Err(StreamError::BrokenPipe)
+        );
         // The other half still carries everything.
         let (mut at, mut got, mut end, mut shut) = (0, Vec::new(), false, false);
         pair.run_until(|pair| {
             write_some(pair.sockets(second), ids[second], &words, &mut at);
             if at == words.len() && !shut {
-                pair.sockets(second).tcp_shutdown(ids[second], Shutdown::Write).unwrap();
+                pair.sockets(second)
+                    .tcp_shutdown(ids[second], Shutdown::Write)
+                    .unwrap();
                 shut = true;
             }
             end = end || read_some(pair.sockets(first), ids[first], &mut got);
@@ -95,7 +109,10 @@ fn what_was_written_before_a_close_arrives() {
     write_some(pair.sockets(0), client, &words, &mut at);
     assert_eq!(at, words.len());
     pair.sockets(0).tcp_close(client);
-    assert_eq!(pair.sockets(0).tcp_send(client, b"x"), Err(StreamError::UnknownHandle));
+    assert_eq!(
+        pair.sockets(0).tcp_send(client, b"x"),
+        Err(StreamError::UnknownHandle)
+    );
     let mut got = Vec::new();
     pair.run_until(|pair| read_some(pair.sockets(1), server, &mut got));
     assert!(got == words);
@@ -125,7 +142,11 @@ fn data_that_arrives_after_a_close_resets() {
 fn after_the_read_half_is_shut_what_arrives_is_thrown_away_and_the_peer_not_held_up() {
     let mut talk = Conversation::new(TcpOptions::default());
     talk.say("P", b"before");
-    talk.bench.stack.sockets().tcp_shutdown(talk.stream, Shutdown::Read).unwrap();
+    talk.bench
+        .stack
+        .sockets()
+        .tcp_shutdown(talk.stream, Shutdown::Read)
+        .unwrap();
     assert_eq!(talk.recv(), Ok(vec![]));
     for _ in 0..100 {
         let acks = talk.say("P", &[7; 1400]);
@@ -133,7 +154,13 @@ fn after_the_read_half_is_shut_what_arrives_is_thrown_away_and_the_peer_not_held
         assert!(acks.last().unwrap().window > 60_000);
     }
     assert_eq!(talk.recv(), Ok(vec![]));
-    assert_eq!(talk.bench.stack.sockets().tcp_send(talk.stream, b"still writing"), Ok(13));
+    assert_eq!(
+        talk.bench
+            .stack
+            .sockets()
+            .tcp_send(talk.stream, b"still writing"),
+        Ok(13)
+    );
     assert_eq!(talk.poll()[0].data, b"still writing");
 }
 
@@ -161,7 +188,11 @@ fn an_abort_resets_at_once() {
 fn what_arrived_can_be_read_long_after_the_connection_has_ended() {
     let mut talk = Conversation::new(TcpOptions::default());
     // Both close; the stack's side goes through TIME-WAIT.
-    talk.bench.stack.sockets().tcp_shutdown(talk.stream, Shutdown::Write).unwrap();
+    talk.bench
+        .stack
+        .sockets()
+        .tcp_shutdown(talk.stream, Shutdown::Write)
+        .unwrap();
     assert_eq!(talk.poll()[0].flags & FIN, FIN);
     talk.ack += 1;
     talk.say("PF", b"read me later");
@@ -181,7 +212,10 @@ fn time_wait_answers_a_repeated_fin_and_ends_by_itself() {
     talk.bench.pass(Duration::from_secs(5));
     talk.seq -= 1;
     let again = talk.say("F", b"");
-    assert_eq!((again.len(), again[0].flags, again[0].ack), (1, ACK, talk.seq));
+    assert_eq!(
+        (again.len(), again[0].flags, again[0].ack),
+        (1, ACK, talk.seq)
+    );
     assert_eq!(again[0].seq, last[0].seq);
     // A reset does not cut it short.
     assert_eq!(talk.say("R", b""), []);
@@ -203,7 +237,10 @@ fn a_new_connection_with_the_same_ends_may_begin_in_time_wait() {
     let old = Segment::syn(4000, talk.seq - 5);
     assert_eq!(tcps(&talk.bench.exchange(&old.frame()))[0].flags, ACK);
     let fresh = Segment::syn(4000, talk.seq + 5);
-    assert_eq!(tcps(&talk.bench.exchange(&fresh.frame()))[0].flags, SYN | ACK);
+    assert_eq!(
+        tcps(&talk.bench.exchange(&fresh.frame()))[0].flags,
+        SYN | ACK
+    );
 }
 
 #[test]
@@ -212,7 +249,11 @@ fn a_silent_peer_that_owes_an_answer_is_given_up_after_the_user_timeout() {
         user_timeout: Some(Duration::from_secs(20)),
         ..TcpOptions::default()
     });
-    talk.bench.stack.sockets().tcp_send(talk.stream, b"anybody there?").unwrap();
+    talk.bench
+        .stack
+        .sockets()
+        .tcp_send(talk.stream, b"anybody there?")
+        .unwrap();
     talk.bench.pass(Duration::from_secs(19));
     assert_eq!(talk.recv(), Err(StreamError::WouldBlock));
     let sent = tcps(&talk.bench.pass(Duration::from_secs(2)));
@@ -226,7 +267,11 @@ fn an_idle_connection_outlives_the_user_timeout_and_closes_in_order() {
         user_timeout: Some(Duration::from_secs(20)),
         ..TcpOptions::default()
     });
-    assert_eq!(tcps(&talk.bench.pass(Duration::from_secs(3600))), [], "idle is silent");
+    assert_eq!(
+        tcps(&talk.bench.pass(Duration::from_secs(3600))),
+        [],
+        "idle is silent"
+    );
     assert_eq!(talk.recv(), Err(StreamError::WouldBlock));
     talk.bench.introduce_peer();
     talk.bench.stack.sockets().tcp_close(talk.stream);
@@ -255,7 +300,11 @@ fn keep_alive_keeps_an_answering_peer_and_gives_a_silent_one_up() {
 #[test]
 fn a_closed_stream_whose_peer_is_gone_is_forgotten() {
     let mut talk = Conversation::new(TcpOptions::default());
-    talk.bench.stack.sockets().tcp_send(talk.stream, &[1; 1000]).unwrap();
+    talk.bench
+        .stack
+        .sockets()
+        .tcp_send(talk.stream, &[1; 1000])
+        .unwrap();
     talk.bench.stack.sockets().tcp_close(talk.stream);
     talk.bench.pass(Duration::from_secs(50));
     // Hardware addresses are forgotten after a minute.

@@ -100,7 +100,11 @@ fn ipv6_from_peer() -> PacketBuilderStep<etherparse::IpHeaders> {
 }
 
 fn from_peer(ipv6: bool) -> PacketBuilderStep<etherparse::IpHeaders> {
-    if ipv6 { ipv6_from_peer() } else { ipv4_from_peer() }
+    if ipv6 {
+        ipv6_from_peer()
+    } else {
+        ipv4_from_peer()
+    }
 }
 
 /// A datagram from the bare end to the stack.
@@ -295,7 +299,11 @@ pub(crate) fn udp_in(ip: &Seen) -> Option<(u16, u16, Vec<u8>)> {
         _ => unreachable!(),
     };
     assert_eq!(udp.get_checksum(), checksum, "UDP checksum");
-    Some((udp.get_source(), udp.get_destination(), udp.payload().to_vec()))
+    Some((
+        udp.get_source(),
+        udp.get_destination(),
+        udp.payload().to_vec(),
+    ))
 }
 
 /// Puts the fragments of one packet together, whatever their order.

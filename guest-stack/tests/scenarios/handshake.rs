@@ -8,13 +8,17 @@ use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::Duration;
 
 use crate::common::{Bench, Pair, config, host, net};
-use crate::frames::{ACK, RST, SYN, Segment, SeenTcp, tcps};
+use crate::frames::{ACK, RST, SYN, SeenTcp, Segment, tcps};
 
 fn listening(backlog: usize) -> (Bench, TcpListenerId) {
     let mut bench = Bench::new();
     bench.introduce_peer();
     let options = TcpOptions::default();
-    let listener = bench.stack.sockets().tcp_listen(80, backlog, options).unwrap();
+    let listener = bench
+        .stack
+        .sockets()
+        .tcp_listen(80, backlog, options)
+        .unwrap();
     (bench, listener)
 }
 
@@ -66,7 +70,10 @@ fn a_thousand_simultaneous_connects_to_one_listener_see_no_reset() {
     }
     assert_eq!(ports.len(), 1000, "no port was used twice");
     let sent: Vec<_> = pair.cable.take_log(1).into_iter().map(|(_, f)| f).collect();
-    let resets = tcps(&sent).iter().filter(|tcp| tcp.flags & RST != 0).count();
+    let resets = tcps(&sent)
+        .iter()
+        .filter(|tcp| tcp.flags & RST != 0)
+        .count();
     assert_eq!(resets, 0);
     assert!(pair.now().secs() < 3, "no SYN had to be repeated twice");
 }
@@ -99,7 +106,10 @@ fn the_syn_ack_says_what_was_negotiated() {
     assert_eq!(answer.ack, 1001);
     assert_eq!(answer.window, 65_535);
     // MSS 1460, window scale 0, SACK permitted, and padding.
-    assert_eq!(&answer.options[..4], &[2, 4, 1460_u16.to_be_bytes()[0], 1460_u16.to_be_bytes()[1]]);
+    assert_eq!(
+        &answer.options[..4],
+        &[2, 4, 1460_u16.to_be_bytes()[0], 1460_u16.to_be_bytes()[1]]
+    );
     assert!(answer.options.windows(2).any(|pair| pair == [4, 2]));
     assert!(answer.options.windows(3).any(|triple| triple == [3, 3, 0]));
 }
@@ -185,8 +195,14 @@ fn an_ack_of_something_else_is_answered_with_a_reset_and_the_handshake_goes_on()
     let (mut bench, listener) = listening(4);
     let (syn, answer) = half_open(&mut bench, 4000);
     let wrong = segments(&mut bench, &syn.then(".", 1001, answer.seq + 2, b""));
-    assert_eq!((wrong.len(), wrong[0].flags, wrong[0].seq), (1, RST, answer.seq + 2));
-    assert_eq!(segments(&mut bench, &syn.then(".", 1001, answer.seq + 1, b"")), []);
+    assert_eq!(
+        (wrong.len(), wrong[0].flags, wrong[0].seq),
+        (1, RST, answer.seq + 2)
+    );
+    assert_eq!(
+        segments(&mut bench, &syn.then(".", 1001, answer.seq + 1, b"")),
+        []
+    );
     assert!(bench.stack.sockets().tcp_accept(listener).is_ok());
 }
 
@@ -256,9 +272,15 @@ fn closing_a_listener_resets_what_was_not_accepted_and_frees_the_port() {
     bench.stack.sockets().tcp_close_listener(listener);
     bench.settle();
     let sent = tcps(&bench.peer.drain());
-    assert_eq!((sent.len(), sent[0].flags & RST, sent[0].dst_port), (1, RST, 4000));
+    assert_eq!(
+        (sent.len(), sent[0].flags & RST, sent[0].dst_port),
+        (1, RST, 4000)
+    );
     assert!(bench.stack.sockets().tcp_listen(80, 1, options).is_ok());
-    assert_eq!(bench.stack.sockets().tcp_accept(listener), Err(StreamError::UnknownHandle));
+    assert_eq!(
+        bench.stack.sockets().tcp_accept(listener),
+        Err(StreamError::UnknownHandle)
+    );
 }
 
 #[test]
@@ -269,7 +291,10 @@ fn a_refused_a_lost_and_an_impossible_connection_attempt_say_what_happened() {
         ..TcpOptions::default()
     };
     let now = pair.now();
-    let refused = pair.sockets(0).tcp_connect(now, host(1, false, 81), options).unwrap();
+    let refused = pair
+        .sockets(0)
+        .tcp_connect(now, host(1, false, 81), options)
+        .unwrap();
     let nobody = "10.0.0.77:80".parse().unwrap();
     let lost = pair.sockets(0).tcp_connect(now, nobody, options).unwrap();
     let far = "192.0.2.1:80".parse().unwrap();
@@ -277,10 +302,16 @@ fn a_refused_a_lost_and_an_impossible_connection_attempt_say_what_happened() {
     assert_eq!(none, Err(StreamError::Unreachable));
     pair.run(Duration::from_secs(1));
     let sockets = pair.sockets(0);
-    assert_eq!(sockets.tcp_connected(refused), Err(StreamError::ConnectionRefused));
+    assert_eq!(
+        sockets.tcp_connected(refused),
+        Err(StreamError::ConnectionRefused)
+    );
     assert_eq!(sockets.tcp_connected(lost), Err(StreamError::WouldBlock));
     pair.run(Duration::from_secs(5));
-    assert_eq!(pair.sockets(0).tcp_connected(lost), Err(StreamError::TimedOut));
+    assert_eq!(
+        pair.sockets(0).tcp_connected(lost),
+        Err(StreamError::TimedOut)
+    );
 }
 
 #[test]
@@ -291,11 +322,17 @@ fn a_connection_from_a_chosen_port_cannot_be_made_twice() {
     let now = pair.now();
     let remote = host(1, false, 80);
     let from = guest_stack::ports::LocalAddr::from(4000);
-    let first = pair.sockets(0).tcp_connect_from(now, from, remote, options).unwrap();
+    let first = pair
+        .sockets(0)
+        .tcp_connect_from(now, from, remote, options)
+        .unwrap();
     let second = pair.sockets(0).tcp_connect_from(now, from, remote, options);
     assert_eq!(second, Err(StreamError::Bind(BindError::AddrInUse)));
     pair.settle();
     assert_eq!(pair.sockets(0).tcp_connected(first), Ok(()));
-    assert_eq!(pair.sockets(0).tcp_local_addr(first), Ok(host(0, false, 4000)));
+    assert_eq!(
+        pair.sockets(0).tcp_local_addr(first),
+        Ok(host(0, false, 4000))
+    );
     assert_eq!(pair.sockets(0).tcp_peer_addr(first), Ok(remote));
 }

@@ -81,8 +81,6 @@ fn survives(bench: &mut Bench) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-
     #[test]
     fn arbitrary_bytes_are_survived(
         frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 1..30)
@@ -191,7 +189,9 @@ fn a_peer_that_fills_more_than_the_first_window_is_held_to_the_buffer() {
     // than was announced, in one burst.
     let mut seq = 1001_u32;
     for _ in 0..400 {
-        bench.peer.inject(&syn.then("P", seq, ack, &[5; 1460]).frame());
+        bench
+            .peer
+            .inject(&syn.then("P", seq, ack, &[5; 1460]).frame());
         seq += 1460;
     }
     survives(&mut bench);

@@ -6,10 +6,13 @@ mod callbacks;
 mod common;
 mod datagrams;
 mod ends;
+mod faces;
 mod frames;
 mod handshake;
 mod hostile;
 mod own_sockets;
 mod settings;
+#[cfg(feature = "std")]
+mod threads;
 mod transfer;
 mod work;

@@ -44,7 +44,11 @@ fn sockets_in_memory_of_the_callers_receive_what_belongs_to_no_other() {
     bench.stack.sockets().replace_application_sockets(set);
     let stacks = bench.stack.sockets().udp_bind(8).unwrap();
     for port in [7, 8] {
-        assert!(bench.exchange(&udp_frame(false, 9, port, b"data")).is_empty());
+        assert!(
+            bench
+                .exchange(&udp_frame(false, 9, port, b"data"))
+                .is_empty()
+        );
     }
     let got = bench.stack.sockets().with_application_sockets(|_, set| {
         let socket = set.get_mut::<udp::Socket>(own);
@@ -52,10 +56,19 @@ fn sockets_in_memory_of_the_callers_receive_what_belongs_to_no_other() {
         socket.recv().unwrap().0.to_vec()
     });
     assert_eq!(got, b"data");
-    assert!(bench.stack.sockets().udp_recv_from(stacks, &mut [0; 8]).is_ok());
+    assert!(
+        bench
+            .stack
+            .sockets()
+            .udp_recv_from(stacks, &mut [0; 8])
+            .is_ok()
+    );
     bench.settle();
     let sent = bench.peer.drain();
-    assert_eq!(crate::frames::udp(&sent[0]).unwrap(), (7, 9, b"answer".to_vec()));
+    assert_eq!(
+        crate::frames::udp(&sent[0]).unwrap(),
+        (7, 9, b"answer".to_vec())
+    );
 }
 
 #[test]
@@ -68,7 +81,10 @@ fn a_tcp_socket_of_the_application_talks_to_a_stream() {
     });
     let options = TcpOptions::default();
     let now = pair.now();
-    let client = pair.sockets(0).tcp_connect(now, host(1, false, 80), options).unwrap();
+    let client = pair
+        .sockets(0)
+        .tcp_connect(now, host(1, false, 80), options)
+        .unwrap();
     let words = pattern(50_000, 1);
     let (mut at, mut got) = (0, Vec::new());
     pair.run_until(|pair| {
@@ -140,7 +156,10 @@ fn a_raw_socket_sees_copies_and_disturbs_no_stream() {
     let ack = syn.then(".", 2, answers[0].seq + 1, b"");
     assert!(bench.exchange(&ack.frame()).is_empty());
     // What belongs to nobody is the raw socket's, so no reset goes out.
-    let nobody = Segment { dst_port: 81, ..Segment::syn(4001, 1) };
+    let nobody = Segment {
+        dst_port: 81,
+        ..Segment::syn(4001, 1)
+    };
     assert!(bench.exchange(&nobody.frame()).is_empty());
     let count = bench.stack.sockets().with_application_sockets(|_, set| {
         let socket = set.get_mut::<raw::Socket>(own);

@@ -13,9 +13,7 @@ use shm_link::link::{Link, MAX_CONTROL_LEN};
 use shm_link::offload::Offloads;
 use std::net::Ipv4Addr;
 
-use crate::common::{
-    Bench, Cable, MAC, Pair, TestLink, config, host, net, pattern, stack_with,
-};
+use crate::common::{Bench, Cable, MAC, Pair, TestLink, config, host, net, pattern, stack_with};
 use crate::frames::{RST, Segment, tcps, udp_frame};
 use crate::transfer::{read_some, write_some};
 
@@ -34,9 +32,16 @@ fn every_subset_of_tcp_and_udp_over_ipv4_and_ipv6_works_alone() {
         let stacks = [0, 1].map(|side| {
             let mut net = net(side);
             net.addresses.retain(|(ip, _)| {
-                if ip.is_ipv4() { protocols.ipv4 } else { protocols.ipv6 }
+                if ip.is_ipv4() {
+                    protocols.ipv4
+                } else {
+                    protocols.ipv6
+                }
             });
-            let config = StackConfig { protocols, ..config(side as u64) };
+            let config = StackConfig {
+                protocols,
+                ..config(side as u64)
+            };
             stack_with(&cable, side, config, net)
         });
         let mut pair = Pair::with(cable, stacks);
@@ -48,11 +53,19 @@ fn every_subset_of_tcp_and_udp_over_ipv4_and_ipv6_works_alone() {
                 let (client, server) = pair.connected(ipv6, 80);
                 pair.sockets(0).tcp_send(client, b"works").unwrap();
                 pair.settle();
-                assert_eq!(pair.sockets(1).tcp_recv(server, &mut [0; 8]), Ok(5), "{bits:b}");
+                assert_eq!(
+                    pair.sockets(1).tcp_recv(server, &mut [0; 8]),
+                    Ok(5),
+                    "{bits:b}"
+                );
             } else if !version_on || !protocols.tcp {
                 let now = pair.now();
                 let off = pair.sockets(0).tcp_connect(now, remote, options);
-                assert_eq!(off, Err(StreamError::Bind(BindError::ProtocolOff)), "{bits:b}");
+                assert_eq!(
+                    off,
+                    Err(StreamError::Bind(BindError::ProtocolOff)),
+                    "{bits:b}"
+                );
             }
             if bits & (4 << index) != 0 {
                 let server = pair.sockets(1).udp_bind(7 + index as u16).unwrap();
@@ -81,8 +94,15 @@ fn every_subset_of_tcp_and_udp_over_ipv4_and_ipv6_works_alone() {
 
 #[test]
 fn what_is_switched_off_is_silent() {
-    let protocols = Protocols { tcp: false, ipv6: false, ..Protocols::default() };
-    let config = StackConfig { protocols, ..config(1) };
+    let protocols = Protocols {
+        tcp: false,
+        ipv6: false,
+        ..Protocols::default()
+    };
+    let config = StackConfig {
+        protocols,
+        ..config(1)
+    };
     let mut net = net(0);
     net.addresses.pop();
     let mut bench = Bench::with(config, net);
@@ -105,11 +125,23 @@ fn a_configuration_that_makes_no_sense_changes_nothing() {
     assert_eq!(refused(&|net| net.mac = [1; 6]), ConfigError::Mac);
     assert_eq!(refused(&|net| net.mac = [0; 6]), ConfigError::Mac);
     assert_eq!(refused(&|net| net.mtu = 1279), ConfigError::Mtu);
-    assert_eq!(refused(&|net| net.addresses[0].1 = 33), ConfigError::Address);
+    assert_eq!(
+        refused(&|net| net.addresses[0].1 = 33),
+        ConfigError::Address
+    );
     let multicast = Ipv4Addr::new(224, 0, 0, 1);
-    assert_eq!(refused(&|net| net.addresses[0].0 = multicast.into()), ConfigError::Address);
-    assert_eq!(refused(&|net| net.gateway_v4 = Some(multicast)), ConfigError::Gateway);
-    assert_eq!(refused(&|net| net.tx_offloads = Offloads::TSO4), ConfigError::Offloads);
+    assert_eq!(
+        refused(&|net| net.addresses[0].0 = multicast.into()),
+        ConfigError::Address
+    );
+    assert_eq!(
+        refused(&|net| net.gateway_v4 = Some(multicast)),
+        ConfigError::Gateway
+    );
+    assert_eq!(
+        refused(&|net| net.tx_offloads = Offloads::TSO4),
+        ConfigError::Offloads
+    );
     assert_eq!(bench.stack.sockets().net_config(), &good);
 }
 
@@ -137,7 +169,13 @@ fn the_mtu_changes_under_a_running_transfer() {
             got.len() >= until.min(words.len())
         });
         let frames = pair.cable.take_log(0);
-        longest.push(frames.iter().map(|(_, frame)| frame.len() - 14).max().unwrap());
+        longest.push(
+            frames
+                .iter()
+                .map(|(_, frame)| frame.len() - 14)
+                .max()
+                .unwrap(),
+        );
     }
     assert!(got == words);
     assert_eq!(longest[..2], [1500, 600]);
@@ -158,7 +196,11 @@ fn an_address_that_is_taken_away_ends_its_streams_and_no_others() {
     pair.stacks[1].configure(changed, now).unwrap();
     let mut buffer = [0; 16];
     let sockets = pair.sockets(1);
-    assert_eq!(sockets.tcp_recv(server4, &mut buffer), Ok(6), "what arrived stays");
+    assert_eq!(
+        sockets.tcp_recv(server4, &mut buffer),
+        Ok(6),
+        "what arrived stays"
+    );
     let gone = sockets.tcp_recv(server4, &mut buffer);
     assert_eq!(gone, Err(StreamError::AddrNotAvailable));
     assert_eq!(pair.sockets(0).tcp_send(client6, b"still"), Ok(5));
@@ -276,12 +318,18 @@ fn a_stack_with_control_asks_applies_changes_and_begins_anew_with_a_restarted_ho
     let cable = Cable::new(1);
     let mut network = NetworkConfig::new(MAC[0], 1500);
     network.serial = 1;
-    network.v4.push(Prefixed::new(Ipv4Addr::new(10, 0, 0, 1), 24)).unwrap();
+    network
+        .v4
+        .push(Prefixed::new(Ipv4Addr::new(10, 0, 0, 1), 24))
+        .unwrap();
     let mut host_side = Host::new(&cable, network.clone());
     let control = Control::new(control::offer(1, "guest"));
     let now = cable.now();
     let mut stack = Stack::with_control(cable.end(0), config(1), control, now);
-    assert!(!stack.sockets().net_config().carrier, "nothing before it is told");
+    assert!(
+        !stack.sockets().net_config().carrier,
+        "nothing before it is told"
+    );
     negotiate(&mut host_side, &mut stack, now);
     let own = stack.sockets().addresses().next();
     assert_eq!(own, Some((host(0, false, 0).ip(), 24)));
@@ -294,7 +342,10 @@ fn a_stack_with_control_asks_applies_changes_and_begins_anew_with_a_restarted_ho
     negotiate(&mut host_side, &mut stack, now);
     assert_eq!(stack.sockets().net_config().mtu, 1400);
     assert!(
-        host_side.events.iter().any(|event| event.contains("Acknowledged")),
+        host_side
+            .events
+            .iter()
+            .any(|event| event.contains("Acknowledged")),
         "{:?}",
         host_side.events
     );
@@ -306,7 +357,10 @@ fn a_stack_with_control_asks_applies_changes_and_begins_anew_with_a_restarted_ho
     let control = stack.control().unwrap();
     assert_eq!(control.changes(), 3);
     assert_eq!(control.network_config().unwrap().mtu, 1400);
-    assert!(stack.sockets().udp_readiness(socket).is_ok(), "the socket is still there");
+    assert!(
+        stack.sockets().udp_readiness(socket).is_ok(),
+        "the socket is still there"
+    );
 }
 
 #[test]
@@ -331,9 +385,21 @@ fn a_frame_with_an_offload_that_was_not_negotiated_is_dropped() {
     bench.stack.configure(net, now).unwrap();
     bench.peer.inject_with(offload, &frame);
     bench.settle();
-    assert!(bench.stack.sockets().udp_recv_from(socket, &mut [0; 8]).is_ok());
+    assert!(
+        bench
+            .stack
+            .sockets()
+            .udp_recv_from(socket, &mut [0; 8])
+            .is_ok()
+    );
     bench.exchange(&frame);
-    assert!(bench.stack.sockets().udp_recv_from(socket, &mut [0; 8]).is_err());
+    assert!(
+        bench
+            .stack
+            .sockets()
+            .udp_recv_from(socket, &mut [0; 8])
+            .is_err()
+    );
     bench.introduce_peer();
     let syn = Segment::syn(4000, 1).frame();
     let reset = tcps(&bench.exchange(&syn));
@@ -358,7 +424,10 @@ fn super_frames_cross_with_their_checksum_unfinished() {
     };
     let listener = pair.sockets(1).tcp_listen(80, 4, options).unwrap();
     let now = pair.now();
-    let client = pair.sockets(0).tcp_connect(now, host(1, false, 80), options).unwrap();
+    let client = pair
+        .sockets(0)
+        .tcp_connect(now, host(1, false, 80), options)
+        .unwrap();
     pair.settle();
     let (server, _) = pair.sockets(1).tcp_accept(listener).unwrap();
     pair.cable.log(0);
@@ -374,7 +443,9 @@ fn super_frames_cross_with_their_checksum_unfinished() {
     for (offload, frame) in &frames {
         assert_eq!(offload.check(frame.len(), offloads), Ok(()));
     }
-    let supers = frames.iter().filter(|(offload, _)| offload.gso_size == 1460);
+    let supers = frames
+        .iter()
+        .filter(|(offload, _)| offload.gso_size == 1460);
     assert!(supers.count() >= 20, "most of it travels in large frames");
     let longest = frames.iter().map(|(_, frame)| frame.len()).max().unwrap();
     assert!(longest > 60_000);

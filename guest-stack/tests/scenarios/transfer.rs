@@ -43,11 +43,15 @@ fn both_ways(pair: &mut Pair, ipv6: bool, len: usize) {
         write_some(pair.sockets(0), client, &up, &mut up_at);
         write_some(pair.sockets(1), server, &down, &mut down_at);
         if up_at == up.len() && !up_shut {
-            pair.sockets(0).tcp_shutdown(client, Shutdown::Write).unwrap();
+            pair.sockets(0)
+                .tcp_shutdown(client, Shutdown::Write)
+                .unwrap();
             up_shut = true;
         }
         if down_at == down.len() && !down_shut {
-            pair.sockets(1).tcp_shutdown(server, Shutdown::Write).unwrap();
+            pair.sockets(1)
+                .tcp_shutdown(server, Shutdown::Write)
+                .unwrap();
             down_shut = true;
         }
         up_end = up_end || read_some(pair.sockets(1), server, &mut up_got);
@@ -56,7 +60,12 @@ fn both_ways(pair: &mut Pair, ipv6: bool, len: usize) {
         up_end && down_end
     });
     assert!(up_got == up, "{} of {} bytes", up_got.len(), up.len());
-    assert!(down_got == down, "{} of {} bytes", down_got.len(), down.len());
+    assert!(
+        down_got == down,
+        "{} of {} bytes",
+        down_got.len(),
+        down.len()
+    );
     pair.sockets(0).tcp_close(client);
     pair.sockets(1).tcp_close(server);
     pair.run(Duration::from_secs(30));

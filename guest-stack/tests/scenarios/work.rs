@@ -18,7 +18,9 @@ fn crowd(pair: &mut Pair, count: usize) -> Vec<guest_stack::tcp::TcpStreamId> {
     let listener = pair.sockets(1).tcp_listen(80, count, options).unwrap();
     let now = pair.now();
     for _ in 0..count {
-        pair.sockets(0).tcp_connect(now, host(1, false, 80), options).unwrap();
+        pair.sockets(0)
+            .tcp_connect(now, host(1, false, 80), options)
+            .unwrap();
     }
     let mut accepted = Vec::new();
     pair.run_until(|pair| {
@@ -37,7 +39,9 @@ fn the_work_for_a_segment_does_not_grow_with_the_number_of_connections() {
         let mut pair = Pair::new(1);
         let streams = crowd(&mut pair, count);
         let before = [0, 1].map(|side| pair.sockets(side).counters().flows_polled);
-        pair.sockets(1).tcp_send(streams[count / 2], b"one segment").unwrap();
+        pair.sockets(1)
+            .tcp_send(streams[count / 2], b"one segment")
+            .unwrap();
         pair.settle();
         let after = [0, 1].map(|side| pair.sockets(side).counters().flows_polled);
         polled.push([after[0] - before[0], after[1] - before[1]]);
@@ -59,7 +63,10 @@ fn idle_connections_are_never_looked_at() {
 
 #[test]
 fn one_poll_takes_and_sends_no_more_frames_than_its_budget() {
-    let config = StackConfig { budget: 10, ..config(1) };
+    let config = StackConfig {
+        budget: 10,
+        ..config(1)
+    };
     let mut bench = Bench::with(config, net(0));
     bench.introduce_peer();
     bench.stack.sockets().udp_bind(7).unwrap();

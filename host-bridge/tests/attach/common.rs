@@ -29,6 +29,16 @@ pub(crate) fn in_private_network<F>(test: impl FnOnce() -> F + Send + 'static)
 where
     F: Future<Output = ()>,
 {
+    in_private_network_within(Duration::from_secs(120), test);
+}
+
+/// The same with another limit for the whole test.
+pub(crate) fn in_private_network_within<F>(
+    limit: Duration,
+    test: impl FnOnce() -> F + Send + 'static,
+) where
+    F: Future<Output = ()>,
+{
     let allowed = rustix::process::geteuid().is_root()
         && std::fs::OpenOptions::new()
             .read(true)
@@ -55,7 +65,7 @@ where
             .build()
             .unwrap();
         runtime.block_on(async {
-            tokio::time::timeout(Duration::from_secs(120), test())
+            tokio::time::timeout(limit, test())
                 .await
                 .expect("the test hangs")
         });
@@ -145,7 +155,8 @@ impl RawGuest {
         let attachment = Attachment::connect(&address(), PATIENCE).expect("attach");
         let bell = Bell(std::sync::Arc::new(attachment.ring_host));
         // SAFETY: the bridge in this process keeps to the layout.
-        let link = unsafe { ShmLink::attach(attachment.memory.region(), bell.clone()) }.expect("link");
+        let link =
+            unsafe { ShmLink::attach(attachment.memory.region(), bell.clone()) }.expect("link");
         let mut guest = Self {
             link,
             bell,

@@ -4,8 +4,9 @@
 #[allow(dead_code, reason = "this file uses its part")]
 mod common;
 
-use common::{PATIENCE, RawGuest, address, guest, in_private_network, plan, policy, serve, until};
+use common::{PATIENCE, RawGuest, address, guest, in_private_network_within, plan, policy, serve, until};
 use shm_link::linux::attach::Attachment;
+use std::time::Duration;
 
 /// Attachments in one run; `LEAK_ROUNDS` asks for more.
 const ROUNDS: usize = 300;
@@ -32,7 +33,8 @@ fn interfaces() -> usize {
 #[test]
 fn guests_come_and_go_and_leave_no_descriptor_no_memory_and_no_tap() {
     let rounds = std::env::var("LEAK_ROUNDS").map_or(ROUNDS, |text| text.parse().unwrap());
-    in_private_network(move || async move {
+    let limit = Duration::from_secs(60) + Duration::from_millis(100) * rounds as u32;
+    in_private_network_within(limit, move || async move {
         let bridge = serve(plan(), policy());
         let mut before = (0, 0, 0);
         for round in 0..rounds + 20 {

@@ -1,0 +1,206 @@
+//! The daemon as a library: attach sockets, admin socket, checks before and a
+//! clean end after.
+//!
+//! `host-bridge run` is a thin shell around it (flags, log, signals); tests and
+//! the demo embed it. It reads no configuration and installs no handlers.
+
+use std::fs::OpenOptions;
+use std::future::Future;
+use std::io;
+
+use shm_link::linux::address::Address;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::admin::AdminServer;
+use crate::bridge::Bridge;
+use crate::error::{BridgeError, NetlinkError, TapError};
+use crate::netlink::Netlink;
+use crate::server::{Places, Server};
+use crate::settings::{Settings, SocketSettings};
+use crate::tap::{Tap, TapSource};
+
+/// A running daemon. Dropping it detaches all guests and removes its sockets;
+/// [`shutdown`](Self::shutdown) also waits until all TAPs are gone.
+pub struct Daemon {
+    bridge: Bridge,
+    tasks: JoinSet<()>,
+    /// Dropped to tell the tasks to end.
+    running: watch::Sender<()>,
+}
+
+impl Daemon {
+    /// Opens the sockets, checks that the system lets guests have what the
+    /// settings promise, and starts to serve. Call it inside a tokio runtime,
+    /// in the network namespace that the TAPs are to be in.
+    ///
+    /// # Errors
+    /// [`BridgeError`] says what is missing and what to do. Then nothing is
+    /// left open.
+    pub async fn start(settings: Settings) -> Result<Self, BridgeError> {
+        let bridge = Bridge::new()?;
+        // The sockets come first: a second daemon with the same settings is to
+        // hear of the first one, not of the first one's TAPs.
+        let mut servers = Vec::new();
+        for socket in &settings.sockets {
+            let (places, policy) = (socket.places.clone(), socket.policy.clone());
+            servers.push(Server::bind(
+                &socket.address,
+                bridge.clone(),
+                places,
+                policy,
+            )?);
+        }
+        let admin = match &settings.admin {
+            Some(address) => Some(AdminServer::bind(address, bridge.clone())?),
+            None => None,
+        };
+        check_system(&settings.sockets).await?;
+        let running = watch::Sender::new(());
+        let mut tasks = JoinSet::new();
+        for server in servers {
+            let stop = ended(running.subscribe());
+            tasks.spawn(async move { server.run_until(stop).await });
+        }
+        if let Some(admin) = admin {
+            let stop = ended(running.subscribe());
+            tasks.spawn(async move {
+                tokio::select! {
+                    never = admin.run() => match never {},
+                    () = stop => {}
+                }
+            });
+        }
+        announce(&settings);
+        Ok(Self {
+            bridge,
+            tasks,
+            running,
+        })
+    }
+
+    /// The daemon's ports.
+    pub fn bridge(&self) -> &Bridge {
+        &self.bridge
+    }
+
+    /// Waits for the first task that fails, which none does unless a bug
+    /// panics.
+    pub async fn failed(&mut self) -> BridgeError {
+        let why = match self.tasks.join_next().await {
+            Some(Err(error)) => error.to_string(),
+            Some(Ok(())) | None => "it ended of its own accord".to_owned(),
+        };
+        BridgeError::io("serving a socket", io::Error::other(why))
+    }
+
+    /// Detaches all guests, removes the sockets, and returns when all TAPs are
+    /// gone.
+    pub async fn shutdown(self) {
+        let Self {
+            mut tasks, running, ..
+        } = self;
+        drop(running);
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Done when the daemon is to end: nothing is ever sent.
+fn ended(mut running: watch::Receiver<()>) -> impl Future<Output = ()> + Send + 'static {
+    async move {
+        let _ = running.changed().await;
+    }
+}
+
+/// Finds out now what would otherwise turn away the first guest.
+async fn check_system(sockets: &[SocketSettings]) -> Result<(), BridgeError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => TapError::DeviceDenied,
+            _ => TapError::DeviceMissing,
+        })?;
+    let netlink = Netlink::connect()?;
+    for socket in sockets {
+        let first = socket.places.assign(0);
+        if let Some(bridge) = &first.master {
+            check_bridge(&netlink, bridge).await?;
+        }
+        // Opened and closed again: it exists, is free, and may be used.
+        for given in &socket.policy.taps {
+            let source = given.source();
+            let source = source
+                .map_err(|error| BridgeError::io("copying the descriptor of the TAP", error))?;
+            check_tap(&netlink, source).await?;
+        }
+        if socket.policy.taps.is_empty() {
+            let name = Some(first.name);
+            check_tap(&netlink, TapSource::Create { name }).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens a TAP and changes what need not be changed, to see that it may be.
+async fn check_tap(netlink: &Netlink, source: TapSource) -> Result<(), BridgeError> {
+    let tap = Tap::open(source)?;
+    if let Some(index) = tap.ifindex() {
+        let mtu = netlink.link_by_name(tap.name()).await?.mtu;
+        netlink.set_mtu(index, mtu).await?;
+    }
+    Ok(())
+}
+
+async fn check_bridge(netlink: &Netlink, name: &str) -> Result<(), NetlinkError> {
+    let found = match netlink.link_by_name(name).await {
+        Err(NetlinkError::NoSuchLink { name }) => return Err(NetlinkError::NoSuchBridge { name }),
+        found => found?,
+    };
+    let name = name.to_owned();
+    match found.kind {
+        Some(kind) if kind == "bridge" => Ok(()),
+        Some(kind) => Err(NetlinkError::NotABridge { name, kind }),
+        None => Err(NetlinkError::NotABridge {
+            name,
+            kind: "a plain interface".to_owned(),
+        }),
+    }
+}
+
+/// Tells the log what listens where and how guests use it.
+fn announce(settings: &Settings) {
+    for socket in &settings.sockets {
+        let address = &socket.address;
+        match &socket.places {
+            Places::Plan(plan) => log::info!(
+                "guests attach at {address}: up to {}, {}",
+                plan.max_guests,
+                plan
+            ),
+            Places::One(one) => log::info!("the guest of port {} attaches at {address}", one.name),
+        }
+        log::info!("  QEMU: {}", qemu_options(address));
+        log::info!("  a process: shm_link::linux::attach::Attachment::connect to {address}");
+    }
+    match &settings.admin {
+        Some(address) => {
+            log::info!("administered at {address}: host-bridge status --admin {address}");
+        }
+        None => log::info!("no admin socket"),
+    }
+}
+
+/// The options that attach a stock QEMU to the daemon at `address`.
+pub fn qemu_options(address: &Address) -> String {
+    let socket = match address.path() {
+        // In QEMU's option lists two commas stand for one.
+        Some(path) => format!("path={}", path.display().to_string().replace(',', ",,")),
+        None => {
+            let name = address.to_string().replacen('@', "", 1);
+            format!("path={},abstract=on", name.replace(',', ",,"))
+        }
+    };
+    format!("-chardev socket,{socket},id=net -device ivshmem-doorbell,chardev=net,vectors=1")
+}

@@ -1,0 +1,119 @@
+//! What a port is made from, and what may be changed while it runs.
+//!
+//! Made by whoever attaches a guest; the port's task applies it. Decides
+//! nothing about transports.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use shm_link::control::{NetworkConfig, Prefixed};
+
+use crate::filter::FilterConfig;
+use crate::impair::ImpairConfig;
+use crate::tap::TapSource;
+
+/// Everything a port needs besides the guest itself.
+#[derive(Debug)]
+pub struct PortConfig {
+    /// The port's name in logs and commands; unique on a bridge.
+    pub name: String,
+    /// Where its TAP comes from.
+    pub tap: TapSource,
+    /// What the guest is told. Its MTU is the most that this port allows.
+    pub network: NetworkConfig,
+    /// The Linux bridge to put the TAP into; default none.
+    pub master: Option<String>,
+    /// Addresses for the host's side of the TAP; default none.
+    pub host_addresses: Vec<IpNet>,
+    /// What the guest's frames are checked for.
+    pub filter: FilterConfig,
+    /// Fault injection from guest to host; default none.
+    pub impair_to_host: ImpairConfig,
+    /// Fault injection from host to guest; default none.
+    pub impair_to_guest: ImpairConfig,
+}
+
+impl PortConfig {
+    /// A port with a TAP of its own and nothing else.
+    pub fn new(name: impl Into<String>, network: NetworkConfig) -> Self {
+        Self {
+            name: name.into(),
+            tap: TapSource::Create { name: None },
+            network,
+            master: None,
+            host_addresses: Vec::new(),
+            filter: FilterConfig::default(),
+            impair_to_host: ImpairConfig::default(),
+            impair_to_guest: ImpairConfig::default(),
+        }
+    }
+}
+
+/// A change to a running port. What is `None` stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PortChange {
+    /// Longest packet without the Ethernet header; never more than the guest
+    /// can do.
+    pub mtu: Option<u16>,
+    /// Whether the link is up.
+    pub carrier: Option<bool>,
+    /// The guest's addresses, all of them.
+    pub addresses: Option<Vec<IpNet>>,
+    /// The default routers, all of them.
+    pub gateways: Option<Vec<IpAddr>>,
+    /// Fault injection from guest to host.
+    pub impair_to_host: Option<ImpairConfig>,
+    /// Fault injection from host to guest.
+    pub impair_to_guest: Option<ImpairConfig>,
+}
+
+impl PortChange {
+    pub(super) fn touches_network(&self) -> bool {
+        self.mtu.is_some()
+            || self.carrier.is_some()
+            || self.addresses.is_some()
+            || self.gateways.is_some()
+    }
+
+    pub(super) fn apply(&self, network: &mut NetworkConfig) -> Result<(), String> {
+        let too_many = |_| "a guest has at most four addresses of each family".to_owned();
+        if let Some(mtu) = self.mtu {
+            network.mtu = mtu;
+        }
+        if let Some(carrier) = self.carrier {
+            network.carrier = carrier;
+        }
+        if let Some(addresses) = &self.addresses {
+            network.v4.clear();
+            network.v6.clear();
+            for net in addresses {
+                match net {
+                    IpNet::V4(net) => network
+                        .v4
+                        .push(Prefixed::new(net.addr(), net.prefix_len()))
+                        .map_err(|_| too_many(()))?,
+                    IpNet::V6(net) => network
+                        .v6
+                        .push(Prefixed::new(net.addr(), net.prefix_len()))
+                        .map_err(|_| too_many(()))?,
+                }
+            }
+        }
+        if let Some(gateways) = &self.gateways {
+            let first4 = |a: &IpAddr| match a {
+                IpAddr::V4(a) => Some(*a),
+                IpAddr::V6(_) => None,
+            };
+            let first6 = |a: &IpAddr| match a {
+                IpAddr::V6(a) => Some(*a),
+                IpAddr::V4(_) => None,
+            };
+            network.gateway4 = gateways.iter().find_map(first4);
+            network.gateway6 = gateways.iter().find_map(first6);
+        }
+        Ok(())
+    }
+}
+

@@ -1,0 +1,186 @@
+//! What others see of a port, and how they ask something of it.
+//!
+//! The port's task writes [`Shown`]; everybody with a [`PortHandle`] reads it.
+//! The handle never waits for the task except for the answer to a change.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use shm_link::control::{NetworkConfig, Prefixed};
+use shm_link::fault::PeerFault;
+use tokio::sync::{mpsc, oneshot};
+
+use super::config::PortChange;
+use crate::counters::{PortCounters, PortSnapshot};
+use crate::impair::ImpairConfig;
+use crate::pump::PumpEnd;
+use crate::session::PortState;
+
+/// A port at one moment, for people and programs to read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// The port's name.
+    pub name: String,
+    /// The TAP's name.
+    pub tap: String,
+    /// How far the guest is.
+    #[serde(flatten)]
+    pub state: PortState,
+    /// What the guest calls itself, control characters escaped.
+    pub guest: String,
+    /// The guest's Ethernet address.
+    pub mac: String,
+    /// Longest packet, as agreed, or this port's maximum before that.
+    pub mtu: u16,
+    /// Whether the link is up.
+    pub carrier: bool,
+    /// The guest's addresses.
+    pub addresses: Vec<String>,
+    /// The serial of the guest's configuration.
+    pub serial: u32,
+    /// Fault injection from guest to host; empty: none.
+    pub impair_to_host: String,
+    /// Fault injection from host to guest; empty: none.
+    pub impair_to_guest: String,
+    /// Seconds since the port was made.
+    pub age_seconds: u64,
+    /// What was moved and dropped.
+    pub counters: PortSnapshot,
+}
+
+/// Why a port ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortEnd {
+    /// The guest broke the rules of the link.
+    Fault(PeerFault),
+    /// The guest closed the link.
+    Closed,
+    /// The port's owner let go of it; the rings stay open.
+    Detached,
+    /// The TAP is gone or broken.
+    Tap(String),
+    /// Something the port needs from its environment failed.
+    Failed(String),
+}
+
+impl std::fmt::Display for PortEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fault(fault) => write!(f, "cut off ({}): {fault}", fault.name()),
+            Self::Closed => f.write_str("the guest closed the link"),
+            Self::Detached => f.write_str("detached"),
+            Self::Tap(why) => write!(f, "the TAP failed: {why}"),
+            Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+impl From<PeerFault> for PortEnd {
+    fn from(fault: PeerFault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<PumpEnd> for PortEnd {
+    fn from(end: PumpEnd) -> Self {
+        match end {
+            PumpEnd::Fault(fault) => Self::Fault(fault),
+            PumpEnd::Closed => Self::Closed,
+            PumpEnd::Tap(error) => Self::Tap(error.to_string()),
+            PumpEnd::Told(_) => Self::Detached,
+        }
+    }
+}
+
+/// What everybody may look at.
+struct Shown {
+    name: String,
+    tap: String,
+    born: Instant,
+    counters: Arc<PortCounters>,
+    view: Mutex<View>,
+}
+
+/// The part of the status that the session decides.
+struct View {
+    state: PortState,
+    guest: String,
+    network: NetworkConfig,
+    impair_to_host: ImpairConfig,
+    impair_to_guest: ImpairConfig,
+}
+
+/// What is asked of a port's task.
+enum Command {
+    /// An administrator changes something.
+    Change {
+        change: PortChange,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// The owner lets go of the port.
+    Stop,
+}
+
+/// A way to look at a port and to change it, for as long as it lives.
+#[derive(Clone)]
+pub struct PortHandle {
+    shown: Arc<Shown>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl PortHandle {
+    /// The port's name.
+    pub fn name(&self) -> &str {
+        &self.shown.name
+    }
+
+    /// The port as it is now.
+    pub fn status(&self) -> PortStatus {
+        let shown = &self.shown;
+        let view = shown.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let network = &view.network;
+        let mac = network.mac.map(|byte| format!("{byte:02x}")).join(":");
+        let v4 = network.v4.iter().map(Prefixed::to_string);
+        let v6 = network.v6.iter().map(Prefixed::to_string);
+        let shown_impair = |config: &ImpairConfig| {
+            if config.is_transparent() {
+                String::new()
+            } else {
+                config.to_string()
+            }
+        };
+        PortStatus {
+            name: shown.name.clone(),
+            tap: shown.tap.clone(),
+            state: view.state.clone(),
+            guest: view.guest.clone(),
+            mac,
+            mtu: network.mtu,
+            carrier: network.carrier,
+            addresses: v4.chain(v6).collect(),
+            serial: network.serial,
+            impair_to_host: shown_impair(&view.impair_to_host),
+            impair_to_guest: shown_impair(&view.impair_to_guest),
+            age_seconds: shown.born.elapsed().as_secs(),
+            counters: shown.counters.snapshot(),
+        }
+    }
+
+    /// Changes the port. Returns once a running guest has acknowledged what
+    /// concerns it.
+    ///
+    /// # Errors
+    /// Words that say what is wrong with the change, why the guest would not
+    /// have it, or that the port is gone. Then what held before still holds.
+    pub async fn change(&self, change: PortChange) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || "the port has ended".to_owned();
+        self.commands
+            .send(Command::Change { change, reply })
+            .await
+            .map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+

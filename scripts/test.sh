@@ -1,0 +1,74 @@
+#!/bin/bash
+# Every check of this repository. As root it first installs the Debian packages
+# that are missing; otherwise it names them. Privileged tests work in network
+# namespaces of their own; without the privilege they are skipped, or fail where
+# REQUIRE_PRIVILEGED=1 says that they must run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() { printf '\n== %s\n' "$*"; }
+
+need() { # command package
+    command -v "$1" >/dev/null || missing+=("$2")
+}
+missing=()
+need cc gcc
+need ip iproute2
+need ping iputils-ping
+need curl curl
+need nft nftables
+need tcpdump tcpdump
+need iperf3 iperf3
+need nc netcat-openbsd
+need strace strace
+if [ ${#missing[@]} -gt 0 ]; then
+    if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+        step "installing ${missing[*]}"
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    else
+        echo "test: these Debian packages are missing: apt-get install ${missing[*]}" >&2
+        exit 1
+    fi
+fi
+command -v cargo >/dev/null || {
+    echo "test: cargo is missing: install Rust 1.95 or newer (https://rustup.rs)" >&2
+    exit 1
+}
+if [ "${REQUIRE_PRIVILEGED:-}" = 1 ] && { [ "$(id -u)" -ne 0 ] || [ ! -c /dev/net/tun ]; }; then
+    echo "test: REQUIRE_PRIVILEGED=1 needs root and /dev/net/tun" >&2
+    exit 1
+fi
+
+step "format"
+cargo fmt --all --check
+
+step "clippy"
+cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --all-features --no-deps --quiet
+
+step "no_std"
+cargo build --locked --manifest-path scripts/no-std/Cargo.toml --target-dir "${CARGO_TARGET_DIR:-target}/no-std" --quiet
+for crate in shm-link guest-stack; do
+    cargo clippy --locked -p "$crate" --lib --no-default-features --quiet -- -D warnings
+done
+
+step "tests"
+cargo test --locked --workspace --all-features
+
+step "loom"
+RUSTFLAGS="--cfg loom" cargo test --locked -p shm-link --release --test loom_cursor \
+    --target-dir "${CARGO_TARGET_DIR:-target}/loom"
+
+if [ "$(id -u)" -eq 0 ] && [ -c /dev/net/tun ]; then
+    step "demo"
+    scripts/demo.sh
+    step "topologies"
+    scripts/topology/all.sh
+else
+    echo "skipped: the demo and the topologies need root and /dev/net/tun here"
+fi
+
+printf '\nEverything passed.\n'
