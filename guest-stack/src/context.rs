@@ -19,8 +19,8 @@ pub struct Context<'a> {
     pub(crate) sockets: &'a mut Sockets,
     pub(crate) tx: &'a mut dyn FrameTx,
     pub(crate) now: Instant,
-    /// Where the frame came from that the handler was called for.
-    pub(crate) source: [u8; 6],
+    /// Where the frame came from that the handler was called for, if it was.
+    pub(crate) source: Option<[u8; 6]>,
 }
 
 impl Context<'_> {
@@ -81,7 +81,7 @@ impl Context<'_> {
         let own = self.sockets.interface.ip_addrs().iter();
         own.map(|cidr| cidr.address())
             .find(|own| own.version() == written_to.version())
-            .ok_or(SendError::Length)
+            .ok_or(SendError::NoAddress)
     }
 
     /// Answers a datagram, from the address and port it was sent to (from our
@@ -121,7 +121,8 @@ impl Context<'_> {
         if ip.buffer_len() > self.sockets.io.mtu {
             return Err(SendError::Length);
         }
-        let (own, peer) = (self.sockets.net.mac, self.source);
+        let peer = self.source.ok_or(SendError::NoFrame)?;
+        let own = self.sockets.net.mac;
         self.wire().send(ETHERNET_LEN + ip.buffer_len(), |frame| {
             let mut ethernet = EthernetFrame::new_unchecked(frame);
             ethernet.set_src_addr(EthernetAddress(own));

@@ -205,6 +205,11 @@ pub enum SendError {
     NoRoom,
     /// Longer than the link or the MTU allows, or shorter than its headers.
     Length,
+    /// A reply, but the handler was not called for a frame (a stream's handler
+    /// never is).
+    NoFrame,
+    /// The stack has no address of the right version to send from.
+    NoAddress,
 }
 
 impl fmt::Display for SendError {
@@ -212,6 +217,8 @@ impl fmt::Display for SendError {
         f.write_str(match self {
             Self::NoRoom => "the link has no room now",
             Self::Length => "the frame's length does not fit the link",
+            Self::NoFrame => "there is no frame to reply to",
+            Self::NoAddress => "there is no address to send from",
         })
     }
 }

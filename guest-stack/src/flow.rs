@@ -350,4 +350,19 @@ mod tests {
         table.forget_key(&key(1), b);
         assert_eq!(table.find(&key(1)), None);
     }
+
+    #[test]
+    fn entries_without_a_socket_are_small() {
+        assert!(size_of::<HalfOpen>() <= 208, "{}", size_of::<HalfOpen>());
+        assert!(size_of::<Slot>() <= 256, "{}", size_of::<Slot>());
+        std::println!(
+            "half-open {}, TIME-WAIT {}, slot {}, flow {}, smoltcp socket {}, interface {}",
+            size_of::<HalfOpen>(),
+            size_of::<TimeWait>(),
+            size_of::<Slot>(),
+            size_of::<Flow>(),
+            size_of::<smoltcp::iface::SocketStorage<'_>>(),
+            size_of::<smoltcp::iface::Interface>(),
+        );
+    }
 }

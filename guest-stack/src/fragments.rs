@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::Medium;
 use smoltcp::socket::raw;
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     EthernetAddress, HardwareAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, IpProtocol,
     IpVersion, Ipv4Packet, Ipv4Repr,
@@ -30,31 +30,37 @@ use crate::sockets::Sockets;
 /// Longest IP packet.
 const MAX_PACKET: usize = 65_535;
 
+/// How long fragments wait for the missing ones. RFC 1122, 3.3.2 asks for 60 s
+/// to 120 s; packets are that late nowhere any more, and a shorter time frees
+/// the few places from what a lossy or hostile sender leaves in them.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Collects fragments. Takes up to four packets at a time
-/// (`SMOLTCP_REASSEMBLY_BUFFER_COUNT`), each for 60 s at most.
+/// (`SMOLTCP_REASSEMBLY_BUFFER_COUNT`), each for [`TIMEOUT`] at most.
 pub(crate) struct Reassembler {
-    interface: Interface,
+    interface: Box<Interface>,
     set: SocketSet<'static>,
     handle: SocketHandle,
 }
 
 impl Reassembler {
     #[inline(never)]
-    fn new(mac: [u8; 6], addresses: &[IpCidr], now: Instant) -> Box<Self> {
+    fn new(mac: [u8; 6], addresses: &[IpCidr], now: Instant) -> Self {
         let mut sink = Sink::new(Medium::Ethernet, ETHERNET_LEN + MAX_PACKET);
         let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
-        let mut interface = Interface::new(config, &mut sink, now);
+        let mut interface = Box::new(Interface::new(config, &mut sink, now));
         interface.update_ip_addrs(|own| own.extend(addresses.iter().copied()));
+        interface.set_reassembly_timeout(TIMEOUT);
         let rx = raw::PacketBuffer::new(vec![raw::PacketMetadata::EMPTY; 1], vec![0; MAX_PACKET]);
         let tx = raw::PacketBuffer::new(vec![], vec![]);
         let socket = raw::Socket::new(Some(IpVersion::Ipv4), None, rx, tx);
         let mut set = SocketSet::new(vec![]);
         let handle = set.add(socket);
-        Box::new(Self {
+        Self {
             interface,
             set,
             handle,
-        })
+        }
     }
 
     /// Takes a fragment; gives the whole packet, as a frame, when it was the

@@ -249,7 +249,7 @@ impl Sockets {
             sockets: self,
             tx,
             now,
-            source: classify::source(frame).unwrap_or_default(),
+            source: classify::source(frame),
         }
     }
 

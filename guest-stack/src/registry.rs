@@ -261,7 +261,7 @@ impl crate::sockets::Sockets {
         handler: impl FnMut(&mut Context<'_>, TcpStreamId, Readiness) + Send + 'static,
     ) -> Result<(), AlreadyRegistered> {
         self.registry.streams.register(stream, Box::new(handler))?;
-        self.notices.push_back(stream);
+        self.notice(stream);
         Ok(())
     }
 

@@ -50,7 +50,7 @@ pub struct Sockets {
     pub(crate) half_open: usize,
     pub(crate) application: SocketSet<'static>,
     pub(crate) autoconf: Autoconf,
-    pub(crate) reassembler: Option<Box<Reassembler>>,
+    pub(crate) reassembler: Option<Reassembler>,
     pub(crate) echo: Option<Handle>,
     pub(crate) limiter: Limiter,
     pub(crate) hasher: Seeded,
@@ -64,7 +64,15 @@ pub struct Sockets {
     pub(crate) application_dirty: bool,
 }
 
-fn interface(config: &StackConfig, net: &NetConfig, io: &mut TxState, now: Instant) -> Interface {
+/// Makes an `Interface`. It is large, and built on the call stack; a function of
+/// its own keeps that to one copy at a time.
+#[inline(never)]
+fn interface(
+    config: &StackConfig,
+    net: &NetConfig,
+    io: &mut TxState,
+    now: Instant,
+) -> Box<Interface> {
     let mut settings = Config::new(HardwareAddress::Ethernet(EthernetAddress(net.mac)));
     settings.random_seed = config.seed[0].rotate_left(17) ^ config.seed[1];
     let mut nowhere = Nowhere;
@@ -75,7 +83,7 @@ fn interface(config: &StackConfig, net: &NetConfig, io: &mut TxState, now: Insta
             state: io,
         },
     };
-    Interface::new(settings, &mut device, now)
+    Box::new(Interface::new(settings, &mut device, now))
 }
 
 /// Stands in where smoltcp only asks for the device's capabilities.
@@ -107,7 +115,7 @@ impl Sockets {
         net.check(config.protocols)?;
         let hasher = Seeded::new(config.seed);
         let mut io = TxState::new();
-        let interface = Box::new(interface(&config, &net, &mut io, now));
+        let interface = interface(&config, &net, &mut io, now);
         let limiter = Limiter::new(config.limits.replies_per_second, now);
         let mut sockets = Self {
             interface,
@@ -173,7 +181,7 @@ impl Sockets {
         self.io.offloads = self.net.tx_offloads;
         self.io.rx_checksum = self.net.rx_offloads.contains(Offloads::CHECKSUM);
         self.io.fragmenting = false;
-        *self.interface = interface(&self.config, &self.net, &mut self.io, now);
+        self.interface = interface(&self.config, &self.net, &mut self.io, now);
         self.reassembler = None;
         self.refresh_addresses();
         self.groups_at = Some(now);
@@ -335,7 +343,9 @@ impl Sockets {
     /// some of their methods want. They get the frames that belong to no stream
     /// and no socket of the stack's own (raw sockets: copies of all that match),
     /// and cost a linear walk per such frame and per poll, as smoltcp has it.
-    /// A TCP socket here that listens has no backlog.
+    /// A TCP socket here that listens has no backlog. Give TCP sockets a receive
+    /// buffer of [`buffer_len`](crate::tcp::options::buffer_len) bytes: smoltcp
+    /// panics on a peer that sends more at once than some other lengths hold.
     pub fn with_application_sockets<R>(
         &mut self,
         f: impl FnOnce(&mut smoltcp::iface::Context, &mut SocketSet<'static>) -> R,

@@ -126,10 +126,14 @@ impl<L: Link> Stack<L> {
 
         sockets.poll_autoconf(now, tx);
         sockets.call_stream_handlers(now, budget, tx);
-        while let Some(index) = sockets.table.next_expired(now) {
+        for _ in 0..budget {
+            let Some(index) = sockets.table.next_expired(now) else {
+                break;
+            };
             sockets.deadline_came(index, now, tx);
         }
 
+        blocked |= !sockets.finish_fragments(now, tx);
         // Each dirty slot gets a turn; those that are not done line up again.
         let mut sent = sockets.io.frames;
         let stop = sent + budget as u64;
@@ -147,6 +151,7 @@ impl<L: Link> Stack<L> {
                 || earlier(self.application_deadline, sockets.groups_at)
                     .is_some_and(|at| at <= now))
         {
+            sockets.io.blocked = false;
             self.application_deadline = sockets.serve_application(now, tx);
             blocked = sockets.io.blocked;
         }
@@ -222,7 +227,8 @@ impl<L: Link> Stack<L> {
         self.status(more_work)
     }
 
-    /// The sockets.
+    /// The sockets. Poll again after using them: what was written or closed has
+    /// yet to be sent, and the deadline may be another.
     pub fn sockets(&mut self) -> &mut Sockets {
         &mut self.sockets
     }
@@ -303,19 +309,18 @@ impl Sockets {
             let Some(stream) = self.notices.pop_front() else {
                 return;
             };
-            let Ok(readiness) = self.tcp_readiness(stream) else {
+            let Some(readiness) = self.noticed(stream) else {
                 self.registry.streams.remove(stream);
                 continue;
             };
             let Some(mut running) = self.registry.streams.start(stream) else {
                 continue;
             };
-            let source = self.net.mac;
             let mut context = Context {
                 sockets: self,
                 tx: &mut *tx,
                 now,
-                source,
+                source: None,
             };
             (running.handler)(&mut context, stream, readiness);
             self.registry.streams.finish(running);

@@ -386,7 +386,7 @@ impl Sockets {
             sockets: self,
             tx,
             now,
-            source,
+            source: Some(source),
         };
         let (_, handler) = &mut running.handler;
         let verdict = handler(&mut context, id, key.remote.into());
@@ -410,7 +410,7 @@ impl Sockets {
             _ => return self.tcp_abort(id),
         }
         if let Some(Entry::Flow(flow)) = self.table.named(id.0) {
-            flow.owner = Owner::Queue(handle);
+            flow.owner = Owner::Queue;
         }
     }
 

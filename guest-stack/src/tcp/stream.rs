@@ -62,7 +62,7 @@ pub struct Readiness {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owner {
     /// The accept queue of a listener.
-    Queue(Handle),
+    Queue,
     /// The application.
     Application,
     /// Nobody: it was closed and says its last words.
@@ -86,6 +86,8 @@ pub(crate) struct Flow {
     waiting: Option<(Instant, usize)>,
     /// A segment arrived since the last look at `waiting`.
     heard: bool,
+    /// Its handler is about to be called.
+    noticed: bool,
     pub(crate) sent: Option<SentTcp>,
 }
 
@@ -112,6 +114,7 @@ impl Flow {
             last_state: State::Closed,
             waiting: None,
             heard: false,
+            noticed: false,
             sent: None,
         };
         flow.last_state = flow.socket().state();
@@ -612,15 +615,26 @@ impl Sockets {
                 self.table.remove(index);
             }
             // It is accepted with its data or error, as on other hosts.
-            Owner::Queue(_) | Owner::Application => {}
+            Owner::Queue | Owner::Application => {}
         }
     }
 
     /// Has the stream's handler called, if it has one.
     pub(crate) fn notice(&mut self, id: TcpStreamId) {
-        if self.registry.streams.contains(id) && self.notices.back() != Some(&id) {
+        if self.registry.streams.contains(id)
+            && let Some(Entry::Flow(flow)) = self.table.named(id.0)
+            && !flow.noticed
+        {
+            flow.noticed = true;
             self.notices.push_back(id);
         }
+    }
+
+    /// The stream's handler is called now, with this. `None`: it was closed.
+    pub(crate) fn noticed(&mut self, id: TcpStreamId) -> Option<Readiness> {
+        let flow = self.flow(id).ok()?;
+        flow.noticed = false;
+        Some(flow.readiness())
     }
 
     /// Looks at a connection after smoltcp worked on it: notices ends, keeps

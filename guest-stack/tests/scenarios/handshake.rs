@@ -149,21 +149,29 @@ fn handshakes_under_way_are_bounded_by_the_backlog_too() {
 
 #[test]
 fn the_last_ack_of_a_handshake_waits_without_a_word_while_the_queue_is_full() {
-    let (mut bench, listener) = listening(1);
+    let (mut bench, listener) = listening(2);
     let (first, first_answer) = half_open(&mut bench, 4000);
-    // A second listener on the same port cannot exist; a larger backlog can.
-    let ack = first.then(".", 1001, first_answer.seq + 1, b"");
-    assert_eq!(segments(&mut bench, &ack), []);
-    assert_eq!(bench.stack.sockets().counters().tcp_established, 1);
-    let second = Segment::syn(4001, 1000);
-    assert_eq!(segments(&mut bench, &second), [], "the queue is full");
-    bench.stack.sockets().tcp_accept(listener).unwrap();
     let (second, second_answer) = half_open(&mut bench, 4001);
-    // Meanwhile the queue fills again from elsewhere: not possible with a
-    // backlog of one, so the handshake completes.
-    let ack = second.then(".", 1001, second_answer.seq + 1, b"");
-    assert_eq!(segments(&mut bench, &ack), []);
-    assert!(bench.stack.sockets().tcp_accept(listener).is_ok());
+    segments(
+        &mut bench,
+        &first.then(".", 1001, first_answer.seq + 1, b""),
+    );
+    // There is room for one handshake more than for one connection.
+    let (third, third_answer) = half_open(&mut bench, 4002);
+    segments(
+        &mut bench,
+        &second.then(".", 1001, second_answer.seq + 1, b""),
+    );
+    let last = third.then(".", 1001, third_answer.seq + 1, b"");
+    assert_eq!(segments(&mut bench, &last), []);
+    assert_eq!(bench.stack.sockets().counters().rx_backlog_full, 1);
+    assert_eq!(bench.stack.sockets().counters().tcp_established, 2);
+    bench.stack.sockets().tcp_accept(listener).unwrap();
+    // The SYN|ACK is repeated, and the peer acknowledges it again.
+    let repeated = tcps(&bench.pass(Duration::from_secs(1)));
+    assert_eq!(repeated, [third_answer]);
+    assert_eq!(segments(&mut bench, &last), []);
+    assert_eq!(bench.stack.sockets().counters().tcp_established, 3);
 }
 
 #[test]

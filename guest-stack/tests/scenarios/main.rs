@@ -2,6 +2,7 @@
 //! all in virtual time. `etherparse` builds the frames and `pnet_packet` reads
 //! them, so that neither side of a test is the stack's own opinion.
 
+mod addresses;
 mod callbacks;
 mod common;
 mod datagrams;

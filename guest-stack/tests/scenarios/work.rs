@@ -131,3 +131,25 @@ fn a_transfer_through_a_link_with_room_for_two_frames_stalls_nowhere() {
     assert_eq!(pair.sockets(0).counters().tx_no_room, 0);
     assert!(pair.now().secs() < 5, "it waits for room, not for a timer");
 }
+
+#[test]
+fn the_promised_call_stack_is_enough() {
+    // Without optimisation more is needed than the 256 KiB that are promised.
+    let kib = if cfg!(debug_assertions) { 384 } else { 256 };
+    let thread = std::thread::Builder::new().stack_size(kib << 10);
+    let run = || {
+        let mut pair = Pair::new(1);
+        crowd(&mut pair, 3);
+        let now = pair.now();
+        let mut smaller = net(1);
+        smaller.mtu = 1400;
+        pair.stacks[1].configure(smaller, now).unwrap();
+        pair.settle();
+        let frame = udp_frame(false, 9, 7, &[1; 3000]);
+        let mut bench = Bench::new();
+        for piece in crate::frames::fragment(&frame, 1480, 1) {
+            bench.exchange(&piece);
+        }
+    };
+    thread.spawn(run).unwrap().join().unwrap();
+}
