@@ -6,18 +6,23 @@
 //! connections, waits for a daemon to come back, and puts the new link under the
 //! running stack.
 
+mod commands;
+
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
+use commands::Commands;
 use demo_guest::apps;
-use demo_guest::executor::Executor;
+use demo_guest::apps::client::Client;
+use demo_guest::executor::{Executor, Spawner};
 use guest_stack::config::StackConfig;
 use guest_stack::control::{Control, offer};
 use guest_stack::face::asynchronous::{Network, Step};
-use guest_stack::face::platform::StdPlatform;
+use guest_stack::face::platform::{Platform, StdPlatform};
 use guest_stack::stack::Stack;
 use guest_stack::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -46,6 +51,10 @@ struct Options {
     /// End when the bridge goes away, instead of waiting for it to come back.
     #[arg(long)]
     once: bool,
+    /// Obey commands on standard input, one a line, and end after the last:
+    /// ping ADDRESS [COUNT], get ADDRESS:PORT PATH, send ADDRESS:PORT BYTES.
+    #[arg(long)]
+    commands: bool,
 }
 
 #[derive(Clone)]
@@ -58,6 +67,7 @@ impl Doorbell for HostBell {
 }
 
 type GuestNetwork = Network<ShmLink<HostBell>, StdPlatform>;
+type GuestCommands = Commands<ShmLink<HostBell>, StdPlatform>;
 type Error = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
@@ -86,16 +96,25 @@ fn run(options: &Options) -> Result<(), Error> {
     let network = Network::new(stack, platform);
     let mut executor = Executor::<parking_lot::RawMutex>::default();
     apps::start_all(&network, &executor.spawner(), &options.name)?;
+    let client = Client::new(network.clone(), executor.spawner());
+    let mut commands = options.commands.then(|| Commands::new(client));
     log::info!("attached to {} as client {}", options.socket, attachment.id);
     let mut reported = None;
     loop {
         let step = network.step();
         report(&network, &mut reported);
+        let next_sleeper = executor.wake_sleepers(network.platform().now());
         if executor.run_ready() || kicked.swap(false, Ordering::Relaxed) {
             continue;
         }
         let Step::Sleep(until) = step else { continue };
-        if sleep(&network, &attachment, until)? {
+        if let Some(well) = commands.as_ref().and_then(Commands::ended) {
+            return if well { Ok(()) } else { Err("a command failed".into()) };
+        }
+        let until = [until, next_sleeper].into_iter().flatten().min();
+        // Commands wait for the network.
+        let commands = commands.as_mut().filter(|_| is_running(&network));
+        if sleep(&network, &attachment, until, commands, &executor.spawner())? {
             continue;
         }
         if options.once {
@@ -115,11 +134,14 @@ fn link(attachment: &Attachment) -> Result<ShmLink<HostBell>, Error> {
     Ok(unsafe { ShmLink::attach(attachment.memory.region(), bell) }?)
 }
 
-/// Waits for the doorbell or the deadline; `false` if the daemon went away.
+/// Waits for the doorbell, a command or the deadline; `false` if the daemon went
+/// away.
 fn sleep(
     network: &GuestNetwork,
     attachment: &Attachment,
     until: Option<Instant>,
+    commands: Option<&mut GuestCommands>,
+    spawner: &Spawner<parking_lot::RawMutex>,
 ) -> Result<bool, Error> {
     let timeout = until.map(|until| {
         let left = network.platform().duration_until(until);
@@ -128,19 +150,33 @@ fn sleep(
             tv_nsec: i64::from(left.subsec_nanos()),
         }
     });
+    let input = commands.as_ref().and_then(|commands| commands.input());
+    // Without input, the socket stands in its place.
+    let input = input.map_or(attachment.socket.as_fd(), AsFd::as_fd);
     let mut fds = [
         PollFd::new(&attachment.doorbell, PollFlags::IN),
         PollFd::new(&attachment.socket, PollFlags::IN),
+        PollFd::from_borrowed_fd(input, PollFlags::IN),
     ];
     match poll(&mut fds, timeout.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
-    let (rung, socket) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+    let [rung, socket, input] = fds.map(|fd| !fd.revents().is_empty());
     if rung {
         attachment.doorbell.drain();
     }
+    if input && let Some(commands) = commands {
+        commands.read(spawner)?;
+    }
     Ok(!socket || attachment.daemon_alive())
+}
+
+/// Whether the bridge has configured this guest.
+fn is_running(network: &GuestNetwork) -> bool {
+    network.look(|stack| {
+        stack.conversation().is_some_and(|control| matches!(control.state(), GuestState::Running))
+    })
 }
 
 /// Tries for ever: the connections are worth waiting for.

@@ -1,13 +1,16 @@
 //! The bridge: all ports of one process.
 //!
 //! This is what a monitor embeds. It brings the memory and the doorbells of a
-//! guest, [`Bridge::attach`] does the rest; the daemon's socket is one user of
-//! it.
+//! guest, or a byte stream to it; [`Bridge::attach`] and
+//! [`Bridge::attach_stream`] do the rest. The daemon's sockets are one user of
+//! them.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shm_link::region::Region;
+use shm_link::stream::Framing;
 use shm_link::superblock::Layout;
 
 use crate::bell::Doorbells;
@@ -76,22 +79,52 @@ impl Bridge {
         doorbells: Doorbells,
         config: PortConfig,
     ) -> Result<AttachedPort, BridgeError> {
-        let name = config.name.clone();
-        if self.ports().contains_key(&name) {
-            let why = std::io::Error::new(
-                std::io::ErrorKind::AlreadyExists,
-                "a port of this name exists: choose another",
-            );
-            return Err(BridgeError::io(format!("making port {name}"), why));
-        }
+        self.check_name(&config.name)?;
         let port = Port::open(&self.netlink, region, layout, doorbells, config).await?;
+        Ok(self.attached(port))
+    }
+
+    /// Attaches a guest that is at the other end of a byte stream: a connected
+    /// unix or vsock socket, or a terminal, which is made raw (a serial port, a
+    /// pty). Both ends must use the same framing, and frames of up to
+    /// [`MAX_FRAME_LEN`](shm_link::link::MAX_FRAME_LEN) bytes. The descriptor is
+    /// put into non-blocking mode, for all who share it.
+    ///
+    /// The port ends with the stream, or when the [`AttachedPort`] is dropped.
+    ///
+    /// # Errors
+    /// [`BridgeError`] says what is missing and what to do.
+    pub async fn attach_stream(
+        &self,
+        fd: OwnedFd,
+        framing: Framing,
+        config: PortConfig,
+    ) -> Result<AttachedPort, BridgeError> {
+        self.check_name(&config.name)?;
+        let port = Port::open_stream(&self.netlink, fd, framing, config).await?;
+        Ok(self.attached(port))
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), BridgeError> {
+        if !self.ports().contains_key(name) {
+            return Ok(());
+        }
+        let why = std::io::Error::new(
+            std::io::ErrorKind::AlreadyExists,
+            "a port of this name exists: choose another",
+        );
+        Err(BridgeError::io(format!("making port {name}"), why))
+    }
+
+    fn attached(&self, port: Port) -> AttachedPort {
         let handle = port.handle();
-        self.ports().insert(name, handle.clone());
-        Ok(AttachedPort {
+        self.ports()
+            .insert(handle.name().to_owned(), handle.clone());
+        AttachedPort {
             port: Some(port),
             handle,
             bridge: self.clone(),
-        })
+        }
     }
 
     /// All ports as they are now, by name.

@@ -91,6 +91,9 @@ drop_reasons! {
     NoCarrier = "no-carrier",
     /// The guest has not finished its negotiation.
     NotReady = "not-ready",
+    /// What arrived was damaged on the way (serial lines), or cut off by the end
+    /// of the stream. Counted as a frame of no bytes.
+    Damaged = "damaged",
     /// The frame was on its way when the guest broke the rules.
     PeerFault = "peer-fault",
     /// The frame was on its way when the link was closed.

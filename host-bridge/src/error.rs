@@ -120,15 +120,6 @@ pub enum TapError {
          (TUNSETIFF with IFF_TAP and IFF_NO_PI) before passing it on"
     )]
     NotATapDescriptor,
-    /// The descriptor puts a header in front of frames that the bridge does not use.
-    #[error(
-        "the TAP {name} was passed in with a virtio-net header in front of each frame: attach it \
-         with IFF_TAP and IFF_NO_PI only"
-    )]
-    VnetHeader {
-        /// The interface's name.
-        name: String,
-    },
     /// Any other refusal.
     #[error("{doing} the TAP {name}: {source}")]
     Io {

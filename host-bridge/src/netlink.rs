@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
@@ -39,6 +40,9 @@ pub struct LinkInfo {
     pub up: bool,
     /// Whether it has a carrier.
     pub carrier: bool,
+    /// Whether it carries packets: up, with a carrier, and its queue at work.
+    /// Follows a change of the carrier a little later.
+    pub running: bool,
     /// Index of the bridge it belongs to.
     pub master: Option<u32>,
     /// The driver's name: `tun`, `bridge`, `veth`; none for real hardware.
@@ -109,6 +113,26 @@ impl Netlink {
             }
             Err(error) => Err(refused(doing(), error)),
         }
+    }
+
+    /// Waits until an interface carries packets, `limit` at the most; says
+    /// whether it does.
+    ///
+    /// The kernel starts an interface's queue some time after its carrier
+    /// appeared, and drops what is sent until then.
+    ///
+    /// # Errors
+    /// As for [`link_by_name`](Self::link_by_name).
+    pub async fn wait_running(&self, name: &str, limit: Duration) -> Result<bool, NetlinkError> {
+        const PAUSE: Duration = Duration::from_millis(1);
+        let deadline = Instant::now() + limit;
+        while !self.link_by_name(name).await?.running {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(true)
     }
 
     /// Brings an interface up.
@@ -312,6 +336,7 @@ fn link_info(message: LinkMessage) -> LinkInfo {
         mac: None,
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
+        running: flags.contains(LinkFlags::Running),
         master: None,
         kind: None,
     };

@@ -15,8 +15,9 @@ use std::time::Duration;
 use etherparse::{ArpEthIpv4Packet, ArpOperation, Ethernet2Header, ether_type};
 use host_bridge::error::{NetlinkError, TapError};
 use host_bridge::netlink::Netlink;
-use host_bridge::tap::{RawSlice, Tap, TapSource, TapTrouble, classify};
+use host_bridge::tap::{RawSlice, Tap, TapKind, TapSource, TapTrouble, classify};
 use rustix::thread::UnshareFlags;
+use shm_link::offload::Offloads;
 use tokio::io::unix::AsyncFd;
 
 const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -265,21 +266,44 @@ fn a_descriptor_opened_elsewhere_is_adopted() {
 }
 
 #[test]
-fn a_descriptor_of_another_kind_is_refused() {
+fn a_descriptor_that_is_a_tun_is_refused() {
     in_namespace(|| async {
-        let no_pi = libc::IFF_NO_PI;
-        let cases = [
-            (
-                "vnet",
-                libc::IFF_TAP | no_pi | libc::IFF_VNET_HDR,
-                "virtio-net",
-            ),
-            ("tun", libc::IFF_TUN | no_pi, "not an open TAP"),
-        ];
-        for (name, flags, words) in cases {
-            let error = Tap::open(TapSource::Fd(foreign_fd(name, flags))).unwrap_err();
-            assert!(error.to_string().contains(words), "{name}: {error}");
-        }
+        let fd = foreign_fd("tun", libc::IFF_TUN | libc::IFF_NO_PI);
+        let error = Tap::open(TapSource::Fd(fd)).unwrap_err();
+        assert!(error.to_string().contains("not an open TAP"), "{error}");
+    });
+}
+
+#[test]
+fn a_tap_with_a_virtio_header_takes_and_gives_offloads() {
+    in_namespace(|| async {
+        let netlink = Netlink::connect().unwrap();
+        let source = TapSource::Create {
+            name: Some("guest0".to_owned()),
+        };
+        let tap = Tap::open_as(source, TapKind::VnetHeader).unwrap();
+        assert_eq!((tap.name(), tap.kind().header_len()), ("guest0", 12));
+        netlink.set_up(tap.ifindex().unwrap()).await.unwrap();
+        let all = Offloads::CHECKSUM
+            .union(Offloads::TSO4)
+            .union(Offloads::TSO6);
+        assert_eq!(tap.set_offloads(all).unwrap(), all);
+        assert_eq!(tap.set_offloads(Offloads::NONE).unwrap(), Offloads::NONE);
+        // A header that asks for nothing, and a frame that stands behind it.
+        write(&tap, &[&[0; 12], &arp_request()]).unwrap();
+        assert_eq!(
+            classify(&write(&tap, &[&[0; 11]]).unwrap_err()),
+            TapTrouble::BadFrame
+        );
+        // A plain TAP agrees to nothing.
+        let plain = create("guest1").unwrap();
+        assert_eq!(plain.set_offloads(all).unwrap(), Offloads::NONE);
+        // One that was passed in is what it is.
+        let fd = foreign_fd("vnet", libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
+        assert_eq!(
+            Tap::open(TapSource::Fd(fd)).unwrap().kind(),
+            TapKind::VnetHeader
+        );
     });
 }
 

@@ -3,6 +3,9 @@
 mod bulk;
 mod echo;
 mod http;
+mod iperf3;
+mod ping;
+pub mod client;
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -38,6 +41,7 @@ where
     serve(network, spawner, 7, echo::serve)?;
     serve(network, spawner, 5001, bulk::sink)?;
     serve(network, spawner, 5002, bulk::source)?;
+    iperf3::start(network, spawner)?;
     echo::datagrams(network, spawner)
 }
 

@@ -8,7 +8,7 @@
 //! | `demo.rs` | `demo`: everything at work in a private network |
 //!
 //! A subcommand parses nothing itself (clap does, here) and returns a
-//! [`Failure`]; only [`main`] prints it and chooses the exit code.
+//! `Failure`; only [`main`] prints it and chooses the exit code.
 
 mod output;
 mod run;

@@ -3,7 +3,7 @@
 //! The port's task writes [`Shown`]; everybody with a [`PortHandle`] reads it.
 //! The handle never waits for the task except for the answer to a change.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -56,7 +56,7 @@ pub enum PortEnd {
     Fault(PeerFault),
     /// The guest closed the link.
     Closed,
-    /// The port's owner let go of it; the rings stay open.
+    /// The port's owner let go of it; rings and serial lines stay open.
     Detached,
     /// The TAP is gone or broken.
     Tap(String),
@@ -88,34 +88,41 @@ impl From<PumpEnd> for PortEnd {
             PumpEnd::Fault(fault) => Self::Fault(fault),
             PumpEnd::Closed => Self::Closed,
             PumpEnd::Tap(error) => Self::Tap(error.to_string()),
+            PumpEnd::Stream(error) => Self::Failed(error.to_string()),
             PumpEnd::Told(_) => Self::Detached,
         }
     }
 }
 
 /// What everybody may look at.
-struct Shown {
-    name: String,
-    tap: String,
-    born: Instant,
-    counters: Arc<PortCounters>,
-    view: Mutex<View>,
+pub(super) struct Shown {
+    pub(super) name: String,
+    pub(super) tap: String,
+    pub(super) born: Instant,
+    pub(super) counters: Arc<PortCounters>,
+    pub(super) view: Mutex<View>,
+}
+
+impl Shown {
+    pub(super) fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The part of the status that the session decides.
-struct View {
-    state: PortState,
-    guest: String,
-    network: NetworkConfig,
-    impair_to_host: ImpairConfig,
-    impair_to_guest: ImpairConfig,
+pub(super) struct View {
+    pub(super) state: PortState,
+    pub(super) guest: String,
+    pub(super) network: NetworkConfig,
+    pub(super) impair_to_host: ImpairConfig,
+    pub(super) impair_to_guest: ImpairConfig,
 }
 
 /// What is asked of a port's task.
-enum Command {
+pub(super) enum Command {
     /// An administrator changes something.
     Change {
-        change: PortChange,
+        change: Box<PortChange>,
         reply: oneshot::Sender<Result<(), String>>,
     },
     /// The owner lets go of the port.
@@ -125,8 +132,8 @@ enum Command {
 /// A way to look at a port and to change it, for as long as it lives.
 #[derive(Clone)]
 pub struct PortHandle {
-    shown: Arc<Shown>,
-    commands: mpsc::Sender<Command>,
+    pub(super) shown: Arc<Shown>,
+    pub(super) commands: mpsc::Sender<Command>,
 }
 
 impl PortHandle {
@@ -138,7 +145,7 @@ impl PortHandle {
     /// The port as it is now.
     pub fn status(&self) -> PortStatus {
         let shown = &self.shown;
-        let view = shown.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = shown.view();
         let network = &view.network;
         let mac = network.mac.map(|byte| format!("{byte:02x}")).join(":");
         let v4 = network.v4.iter().map(Prefixed::to_string);
@@ -175,6 +182,7 @@ impl PortHandle {
     /// have it, or that the port is gone. Then what held before still holds.
     pub async fn change(&self, change: PortChange) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
+        let change = Box::new(change);
         let gone = || "the port has ended".to_owned();
         self.commands
             .send(Command::Change { change, reply })
@@ -183,4 +191,3 @@ impl PortHandle {
         answer.await.map_err(|_| gone())?
     }
 }
-

@@ -1,14 +1,18 @@
-//! The two pumps of a port: independent tasks, one per direction.
+//! The pumps, which move a port's frames: two independent tasks over shared
+//! memory, one per direction, or one task over a byte stream.
 //!
 //! ```text
-//! guest ─ ring ─▶ [to_host]  filter ─ impairment ─▶ TAP ─▶ kernel
-//! guest ◀─ ring ─ [to_guest] impairment ◀───────── TAP ◀─ kernel
+//! guest ─ ring ───▶ [to_host]  filter ─ impairment ─▶ TAP ─▶ kernel
+//! guest ◀─── ring ─ [to_guest] impairment ◀───────── TAP ◀─ kernel
+//! guest ◀─ stream ▶ [stream]   both of these ◀─────▶ TAP ◀▶ kernel
 //! ```
 //!
-//! Each pump works through a budget of frames, then lets others run; with
-//! nothing to do it arms the ring's wait word and sleeps on the guest's
-//! doorbell or on the TAP. Neither ever waits for the other.
+//! Each works through a budget of frames, then lets others run; with nothing to
+//! do it sleeps on the guest (the doorbell, the stream) or on the TAP. The two
+//! of shared memory never wait for each other.
 
+mod kernel;
+mod stream;
 mod to_guest;
 mod to_host;
 
@@ -17,7 +21,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use shm_link::doorbell::{AsyncWait, Doorbell};
-use shm_link::fault::PeerFault;
+use shm_link::fault::{LinkError, PeerFault};
 use shm_link::ring::Wake;
 use tokio::io::unix::AsyncFd;
 
@@ -27,21 +31,21 @@ use crate::impair::{Enqueued, Impair, ImpairedFrame};
 use crate::policy::{PolicyWatch, Stop};
 use crate::tap::Tap;
 
+pub(crate) use stream::{StreamPump, Turn};
 pub(crate) use to_guest::ToGuest;
 pub(crate) use to_host::ToHost;
 
 /// Frames moved before other tasks get their turn. At 1500 bytes a TAP call
 /// takes 1 to 2 µs, so a turn stays under 150 µs; a doorbell per turn is well
 /// under one per ten frames.
-const BUDGET_FRAMES: usize = 64;
+pub(crate) const BUDGET_FRAMES: usize = 64;
 
-/// What both pumps of a port share.
+/// What all pumps of a port share.
 #[derive(Clone)]
 pub(crate) struct PumpShared {
     pub(crate) tap: Arc<AsyncFd<Tap>>,
     pub(crate) counters: Arc<PortCounters>,
     pub(crate) policy: PolicyWatch,
-    pub(crate) ring_guest: GuestBell,
 }
 
 /// Why a pump stopped. Each ends the port.
@@ -53,6 +57,8 @@ pub(crate) enum PumpEnd {
     Closed,
     /// The TAP is of no more use.
     Tap(io::Error),
+    /// The byte stream to the guest failed.
+    Stream(LinkError),
     /// The port's task told it to.
     Told(Stop),
 }
@@ -67,6 +73,16 @@ impl PumpEnd {
 impl From<PeerFault> for PumpEnd {
     fn from(fault: PeerFault) -> Self {
         Self::Fault(fault)
+    }
+}
+
+impl From<LinkError> for PumpEnd {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Closed => Self::Closed,
+            LinkError::Fault(fault) => Self::Fault(fault),
+            LinkError::Io(_) => Self::Stream(error),
+        }
     }
 }
 

@@ -4,29 +4,28 @@
 //! kernel, whose queue is the only one; the pump sleeps until the guest has made
 //! room for more than one frame.
 
-use std::io;
 use std::time::Instant;
 
 use shm_link::offload::OffloadHeader;
 use shm_link::record::RecordWriter;
 use shm_link::ring::Arm;
-use tokio::io::Interest;
 
+use super::kernel::read;
 use super::{
     BUDGET_FRAMES, PumpEnd, PumpShared, forget, impair, policy_changed, ring, rung, sleep_until,
     tap_readable,
 };
-use crate::bell::HostBell;
+use crate::bell::{GuestBell, HostBell};
 use crate::counters::DropReason;
 use crate::filter::{HEAD_LEN, Verdict};
 use crate::impair::{Impair, ImpairedFrame};
 use crate::policy::Policy;
-use crate::tap::{TapTrouble, classify};
 
 /// The pump from a guest's TAP to its ring.
 pub(crate) struct ToGuest {
     frames: RecordWriter,
     bell: HostBell,
+    ring_guest: GuestBell,
     shared: PumpShared,
     stage: Impair,
     /// A frame that left the impairment stage and found the ring full.
@@ -46,11 +45,17 @@ enum Turn {
 }
 
 impl ToGuest {
-    pub(crate) fn new(frames: RecordWriter, bell: HostBell, shared: PumpShared) -> Self {
+    pub(crate) fn new(
+        frames: RecordWriter,
+        bell: HostBell,
+        ring_guest: GuestBell,
+        shared: PumpShared,
+    ) -> Self {
         let stage = Impair::new(shared.policy.borrow().impair_to_guest.clone());
         Self {
             frames,
             bell,
+            ring_guest,
             shared,
             stage,
             waiting: None,
@@ -69,7 +74,7 @@ impl ToGuest {
             counters.dropped(DropReason::Closed);
         }
         if end.closes() {
-            ring(self.frames.close(), &self.shared.ring_guest, counters);
+            ring(self.frames.close(), &self.ring_guest, counters);
         }
         end
     }
@@ -86,7 +91,7 @@ impl ToGuest {
             let stopped = self.turn(&policy)?;
             ring(
                 self.frames.publish(),
-                &self.shared.ring_guest,
+                &self.ring_guest,
                 &self.shared.counters.host_to_guest,
             );
             match stopped {
@@ -212,36 +217,5 @@ impl ToGuest {
         }
         self.frames.disarm();
         Ok(())
-    }
-}
-
-/// Reads a frame; `None` if there is none now.
-///
-/// # Safety
-/// `start` is valid for writes of `len` bytes.
-unsafe fn read(shared: &PumpShared, start: *mut u8, len: usize) -> Result<Option<usize>, PumpEnd> {
-    // What only means "not now" is reported as such, so that `try_io` forgets
-    // the readiness: it would come back at once otherwise, for ever.
-    let result = shared.tap.try_io(Interest::READABLE, |tap| {
-        loop {
-            // SAFETY: promised by the caller.
-            let error = match unsafe { tap.read_raw(start, len) } {
-                Ok(len) => return Ok(Ok(len)),
-                Err(error) => error,
-            };
-            match classify(&error) {
-                TapTrouble::Interrupted => {}
-                TapTrouble::NotNow
-                | TapTrouble::Down
-                | TapTrouble::NoRoom
-                | TapTrouble::BadFrame => return Err(io::ErrorKind::WouldBlock.into()),
-                TapTrouble::Gone | TapTrouble::Broken => return Ok(Err(error)),
-            }
-        }
-    });
-    match result {
-        Ok(Ok(len)) => Ok(Some(len)),
-        Ok(Err(error)) => Err(PumpEnd::Tap(error)),
-        Err(_not_now) => Ok(None),
     }
 }

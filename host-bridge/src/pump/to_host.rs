@@ -11,30 +11,38 @@ use shm_link::offload::Offloads;
 use shm_link::record::{Record, RecordReader};
 use shm_link::ring::Arm;
 
+use super::kernel::{admit, write};
 use super::{
     BUDGET_FRAMES, PumpEnd, PumpShared, forget, impair, policy_changed, ring, rung, sleep_until,
 };
-use crate::bell::HostBell;
-use crate::counters::{DirectionCounters, DropReason};
-use crate::filter::{HEAD_LEN, Verdict};
+use crate::bell::{GuestBell, HostBell};
+use crate::counters::DropReason;
+use crate::filter::HEAD_LEN;
 use crate::impair::{Impair, ImpairedFrame};
 use crate::policy::Policy;
-use crate::tap::{RawSlice, TapTrouble, classify};
+use crate::tap::RawSlice;
 
 /// The pump from a guest's ring to its TAP.
 pub(crate) struct ToHost {
     frames: RecordReader,
     bell: HostBell,
+    ring_guest: GuestBell,
     shared: PumpShared,
     stage: Impair,
 }
 
 impl ToHost {
-    pub(crate) fn new(frames: RecordReader, bell: HostBell, shared: PumpShared) -> Self {
+    pub(crate) fn new(
+        frames: RecordReader,
+        bell: HostBell,
+        ring_guest: GuestBell,
+        shared: PumpShared,
+    ) -> Self {
         let stage = Impair::new(shared.policy.borrow().impair_to_host.clone());
         Self {
             frames,
             bell,
+            ring_guest,
             shared,
             stage,
         }
@@ -49,7 +57,7 @@ impl ToHost {
         let counters = &self.shared.counters.guest_to_host;
         forget(&mut self.stage, counters);
         if end.closes() {
-            ring(self.frames.close(), &self.shared.ring_guest, counters);
+            ring(self.frames.close(), &self.ring_guest, counters);
         }
         end
     }
@@ -66,7 +74,7 @@ impl ToHost {
             let moved = self.turn(&policy)?;
             ring(
                 self.frames.publish(),
-                &self.shared.ring_guest,
+                &self.ring_guest,
                 &self.shared.counters.guest_to_host,
             );
             if moved == BUDGET_FRAMES {
@@ -106,11 +114,10 @@ impl ToHost {
                 }
                 Ok(()) => {
                     let rest = rest_of(&record, head.len());
-                    write(
-                        &self.shared,
-                        &[RawSlice::new(head.as_ptr(), head.len()), rest],
-                        record.len,
-                    )?;
+                    let parts = [RawSlice::new(head.as_ptr(), head.len()), rest];
+                    // SAFETY: the head is private; the rest is the body of a
+                    // record that is not consumed yet.
+                    unsafe { write(&self.shared, &parts, record.len) }?;
                 }
             }
             self.frames.consume();
@@ -121,7 +128,8 @@ impl ToHost {
             while let Some(frame) = self.stage.poll(now) {
                 counters.set_held(self.stage.held());
                 let part = RawSlice::new(frame.bytes.as_ptr(), frame.bytes.len());
-                write(&self.shared, &[part], frame.bytes.len())?;
+                // SAFETY: the frame is private and lives until the next turn.
+                unsafe { write(&self.shared, &[part], frame.bytes.len()) }?;
             }
         }
         Ok(moved)
@@ -143,20 +151,6 @@ impl ToHost {
         self.frames.disarm();
         self.shared.counters.guest_to_host.wakeup();
         Ok(())
-    }
-}
-
-/// Whether the frame may go on, judged by the private copy of its head.
-fn admit(policy: &Policy, head: &[u8], frame_len: usize) -> Result<(), DropReason> {
-    if !policy.carrier {
-        return Err(DropReason::NoCarrier);
-    }
-    if frame_len > policy.max_frame_len() {
-        return Err(DropReason::TooLong);
-    }
-    match policy.filter.check(head, frame_len) {
-        Verdict::Pass => Ok(()),
-        Verdict::Drop(reason) => Err(reason),
     }
 }
 
@@ -188,35 +182,4 @@ fn copy_frame(head: &[u8], record: &Record) -> Vec<u8> {
         std::ptr::copy_nonoverlapping(start.as_ptr(), rest.as_mut_ptr(), rest.len());
     }
     bytes
-}
-
-/// Hands a frame to the kernel and counts what became of it.
-fn write(shared: &PumpShared, parts: &[RawSlice], len: usize) -> Result<(), PumpEnd> {
-    let counters: &DirectionCounters = &shared.counters.guest_to_host;
-    loop {
-        // SAFETY: the parts are private memory, or the body of a record that is
-        // not consumed yet: readable for the length of the call.
-        let error = match unsafe { shared.tap.get_ref().writev_raw(parts) } {
-            Ok(_) => {
-                counters.frame_out(len);
-                return Ok(());
-            }
-            Err(error) => error,
-        };
-        let reason = match classify(&error) {
-            TapTrouble::Interrupted => continue,
-            // A TAP has no queue towards the kernel that could fill up for long:
-            // what it refuses now is lost, as on a network card.
-            TapTrouble::NotNow | TapTrouble::NoRoom | TapTrouble::BadFrame => {
-                DropReason::TapRefused
-            }
-            TapTrouble::Down => DropReason::LinkDown,
-            TapTrouble::Gone | TapTrouble::Broken => {
-                counters.dropped(DropReason::LinkDown);
-                return Err(PumpEnd::Tap(error));
-            }
-        };
-        counters.dropped(reason);
-        return Ok(());
-    }
 }

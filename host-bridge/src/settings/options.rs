@@ -104,7 +104,7 @@ pub struct Options {
 
     /// Most guests at a time: 1 to 4096, default 64.
     ///
-    /// 0 where the configuration file has [[port]]s and no others may attach.
+    /// 0 where the configuration file has `[[port]]`s and no others may attach.
     #[arg(long, value_name = "N", help_heading = GUESTS)]
     pub max_guests: Option<u16>,
 

@@ -5,8 +5,9 @@
 //! descriptor never blocks. Addresses, MTU and bridges are set elsewhere, in
 //! [`netlink`](crate::netlink); nothing here waits or logs.
 //!
-//! Plain TAPs only (through `tun-tap`): no offloads, one frame per system call,
-//! nothing in front of a frame. [`TapKind`] is where that may grow.
+//! Two kinds: plain TAPs (through `tun-tap`), with nothing in front of a frame,
+//! and TAPs with a virtio header in front of each, on which frames may be 64 KB
+//! long and their checksums unfinished. One frame per system call in both.
 
 mod sys;
 
@@ -16,6 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketType, netdevice};
+use shm_link::offload::{OFFLOAD_HEADER_LEN, Offloads};
 use tun_tap::{Iface, Mode};
 
 pub use self::sys::RawSlice;
@@ -53,6 +55,10 @@ pub enum TapSource {
 pub enum TapKind {
     /// Frames as they are.
     Plain,
+    /// A [`OffloadHeader`](shm_link::offload::OffloadHeader) of 12 bytes in front
+    /// of each frame. The kernel finishes what the header leaves undone, and
+    /// leaves undone what [`Tap::set_offloads`] allows.
+    VnetHeader,
 }
 
 impl TapKind {
@@ -60,6 +66,7 @@ impl TapKind {
     pub const fn header_len(self) -> usize {
         match self {
             Self::Plain => 0,
+            Self::VnetHeader => OFFLOAD_HEADER_LEN,
         }
     }
 }
@@ -75,19 +82,28 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens a TAP: non-blocking, closed on exec, without offloads.
+    /// Opens a plain TAP.
+    ///
+    /// # Errors
+    /// As for [`open_as`](Self::open_as).
+    pub fn open(source: TapSource) -> Result<Self, TapError> {
+        Self::open_as(source, TapKind::Plain)
+    }
+
+    /// Opens a TAP of this kind: non-blocking, closed on exec, with all offloads
+    /// off for now. A descriptor that was passed in is of the kind it is.
     ///
     /// # Errors
     /// [`TapError`], in words for the administrator.
-    pub fn open(source: TapSource) -> Result<Self, TapError> {
+    pub fn open_as(source: TapSource, kind: TapKind) -> Result<Self, TapError> {
         match source {
-            TapSource::Create { name } => Self::create(name.as_deref().unwrap_or("tap%d")),
-            TapSource::Existing { name } => Self::attach(&name),
+            TapSource::Create { name } => Self::create(name.as_deref().unwrap_or("tap%d"), kind),
+            TapSource::Existing { name } => Self::attach(&name, kind),
             TapSource::Fd(fd) => Self::adopt(fd),
         }
     }
 
-    fn create(name: &str) -> Result<Self, TapError> {
+    fn create(name: &str, kind: TapKind) -> Result<Self, TapError> {
         check_name(name, true)?;
         let taken = || TapError::NameTaken {
             name: name.to_owned(),
@@ -95,7 +111,7 @@ impl Tap {
         if index_of(name)?.is_some() {
             return Err(taken());
         }
-        let tap = Self::from_iface(open_iface(name)?)?;
+        let tap = Self::from_fd(open_iface(name, kind)?, name)?;
         if tap.persistent {
             // Somebody made it between the look and the open.
             return Err(taken());
@@ -103,7 +119,7 @@ impl Tap {
         Ok(tap)
     }
 
-    fn attach(name: &str) -> Result<Self, TapError> {
+    fn attach(name: &str, kind: TapKind) -> Result<Self, TapError> {
         check_name(name, false)?;
         let missing = || TapError::NoSuchTap {
             name: name.to_owned(),
@@ -111,7 +127,7 @@ impl Tap {
         if index_of(name)?.is_none() {
             return Err(missing());
         }
-        let tap = Self::from_iface(open_iface(name)?)?;
+        let tap = Self::from_fd(open_iface(name, kind)?, name)?;
         if !tap.persistent {
             // It went between the look and the open, which made a new one.
             return Err(missing());
@@ -124,20 +140,12 @@ impl Tap {
         if !attachment.is_tap() {
             return Err(TapError::NotATapDescriptor);
         }
-        if attachment.has_vnet_header() {
-            return Err(TapError::VnetHeader {
-                name: attachment.name,
-            });
-        }
         let is_here = in_this_network_namespace(&fd);
         Self::set_up(fd, attachment, is_here)
     }
 
-    fn from_iface(iface: Iface) -> Result<Self, TapError> {
-        let name = iface.name().to_owned();
-        // SAFETY: into_raw_fd gives the descriptor away; nobody else closes it.
-        let fd = unsafe { OwnedFd::from_raw_fd(iface.into_raw_fd()) };
-        let attachment = sys::attachment(&fd).map_err(io_error("examining", &name))?;
+    fn from_fd(fd: OwnedFd, name: &str) -> Result<Self, TapError> {
+        let attachment = sys::attachment(&fd).map_err(io_error("examining", name))?;
         Self::set_up(fd, attachment, true)
     }
 
@@ -147,11 +155,19 @@ impl Tap {
             .map_err(|e| io_error("making non-blocking", name)(e.into()))?;
         rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)
             .map_err(|e| io_error("protecting from child processes", name)(e.into()))?;
-        sys::clear_offloads(&fd).map_err(io_error("switching off the offloads of", name))?;
+        sys::set_offloads(&fd, 0).map_err(io_error("switching off the offloads of", name))?;
+        let kind = match attachment.has_vnet_header() {
+            true => TapKind::VnetHeader,
+            false => TapKind::Plain,
+        };
+        if kind == TapKind::VnetHeader {
+            sys::set_vnet_header_len(&fd, kind.header_len())
+                .map_err(io_error("setting the header length of", name))?;
+        }
         Ok(Self {
             ifindex: if is_here { index_of(name)? } else { None },
             persistent: attachment.is_persistent(),
-            kind: TapKind::Plain,
+            kind,
             name: attachment.name,
             fd,
         })
@@ -178,6 +194,29 @@ impl Tap {
     /// How frames look on the descriptor.
     pub fn kind(&self) -> TapKind {
         self.kind
+    }
+
+    /// What frames from the kernel may leave undone from now on. Says what the
+    /// kernel agreed to: an older one knows no USO. A plain TAP agrees to
+    /// nothing.
+    ///
+    /// # Errors
+    /// The system's, as [`classify`] explains.
+    pub fn set_offloads(&self, wanted: Offloads) -> io::Result<Offloads> {
+        if self.kind == TapKind::Plain {
+            return Ok(Offloads::NONE);
+        }
+        match sys::set_offloads(&self.fd, tun_bits(wanted)) {
+            Ok(()) => Ok(wanted),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
+                let older = Offloads::CHECKSUM
+                    .union(Offloads::TSO4)
+                    .union(Offloads::TSO6);
+                let wanted = wanted.intersection(older);
+                sys::set_offloads(&self.fd, tun_bits(wanted)).map(|()| wanted)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Says whether the cable is plugged in: the kernel reports it to whoever
@@ -315,11 +354,33 @@ fn index_of(name: &str) -> Result<Option<u32>, TapError> {
     }
 }
 
-fn open_iface(name: &str) -> Result<Iface, TapError> {
-    Iface::without_packet_info(name, Mode::Tap).map_err(|error| explain(name, error))
+fn open_iface(name: &str, kind: TapKind) -> Result<OwnedFd, TapError> {
+    let opened = match kind {
+        TapKind::Plain => Iface::without_packet_info(name, Mode::Tap).map(|iface| {
+            // SAFETY: into_raw_fd gives the descriptor away; nobody else closes it.
+            unsafe { OwnedFd::from_raw_fd(iface.into_raw_fd()) }
+        }),
+        TapKind::VnetHeader => sys::open_with_vnet_header(DEVICE, name),
+    };
+    opened.map_err(|error| explain(name, error))
 }
 
-/// Finds out what made opening or attaching fail: tun-tap does both in one go.
+/// The kernel's bits for a set of offloads (`TUN_F_*` in linux/if_tun.h).
+fn tun_bits(offloads: Offloads) -> u32 {
+    const TABLE: [(Offloads, u32); 4] = [
+        (Offloads::CHECKSUM, 0x01),
+        (Offloads::TSO4, 0x02),
+        (Offloads::TSO6, 0x04),
+        // USO4 and USO6, which the kernel takes only together.
+        (Offloads::USO, 0x20 | 0x40),
+    ];
+    let set = TABLE
+        .iter()
+        .filter(|(offload, _)| offloads.contains(*offload));
+    set.fold(0, |bits, (_, bit)| bits | bit)
+}
+
+/// Finds out what made opening or attaching fail: both happen in one go.
 fn explain(name: &str, error: io::Error) -> TapError {
     let attach_failed = OpenOptions::new()
         .read(true)

@@ -5,7 +5,8 @@
 //! so no Rust reference to them may exist; the standard library and rustix only
 //! take references, hence libc here. Called by [`Tap`](super::Tap) alone.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_int, c_uint};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -98,15 +99,50 @@ pub(super) fn attachment(fd: impl AsFd) -> io::Result<Attachment> {
     Ok(Attachment { name, flags })
 }
 
-/// Switches all offloads of the device off (`TUNSETOFFLOAD`): on a persistent
-/// TAP the settings of its last user are still in force.
-pub(super) fn clear_offloads(fd: impl AsFd) -> io::Result<()> {
+/// Says which work the reader of the descriptor does itself (`TUNSETOFFLOAD`):
+/// a set of `TUN_F_*` bits. It holds for the device, and on a persistent TAP
+/// beyond this descriptor, so whoever opens one sets it.
+pub(super) fn set_offloads(fd: impl AsFd, bits: c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value, as a set of bits.
     unsafe {
-        let ioctl = IntegerSetter::<{ libc::TUNSETOFFLOAD as Opcode }>::new_usize(0);
+        let ioctl = IntegerSetter::<{ libc::TUNSETOFFLOAD as Opcode }>::new_usize(bits as usize);
         rustix::ioctl::ioctl(fd, ioctl)?;
     }
     Ok(())
+}
+
+/// Sets the length of the virtio header in front of each frame
+/// (`TUNSETVNETHDRSZ`).
+pub(super) fn set_vnet_header_len(fd: impl AsFd, len: usize) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads one int through the pointer.
+    unsafe {
+        let ioctl = Setter::<{ libc::TUNSETVNETHDRSZ as Opcode }, c_int>::new(len as c_int);
+        rustix::ioctl::ioctl(fd, ioctl)?;
+    }
+    Ok(())
+}
+
+/// Opens the driver's device and attaches to the TAP `name`, or makes it, with a
+/// virtio header in front of each frame (`TUNSETIFF`). The name is short enough.
+pub(super) fn open_with_vnet_header(device: &str, name: &str) -> io::Result<OwnedFd> {
+    let file = OpenOptions::new().read(true).write(true).open(device)?;
+    // SAFETY: an ifreq is plain data, all zero is a value of it.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // One byte stays zero behind the longest name.
+    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1]
+        .iter_mut()
+        .zip(name.bytes())
+    {
+        *to = from.cast_signed();
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq through the pointer.
+    unsafe {
+        let ioctl = Updater::<{ libc::TUNSETIFF as Opcode }, _>::new(&mut request);
+        rustix::ioctl::ioctl(&file, ioctl)?;
+    }
+    Ok(file.into())
 }
 
 /// Sets the carrier that the kernel sees on the interface (`TUNSETCARRIER`).

@@ -1,7 +1,7 @@
 //! One direction of shared memory: a byte ring with contiguous grants.
 //!
 //! [`Producer`] and [`Consumer`] add the bytes to the cursors of
-//! [`cursor`](self::cursor). Both give out *grants*: contiguous room to write or
+//! [`cursor`]. Both give out *grants*: contiguous room to write or
 //! bytes to read, in place. A grant never wraps; [`Producer::write`] and
 //! [`Consumer::read`] copy across the end. Nothing is visible to the other side
 //! before `publish`, so any number of writes cost one shared store.

@@ -13,7 +13,7 @@
 //! | [`Framing`] | how records are told apart, for reliable streams and for lines |
 //! | [`StreamRx`] | the receiving direction |
 //! | [`StreamTx`] | the sending direction |
-//! | [`fd`] | Linux file descriptors as such a stream (feature `linux`) |
+//! | `fd` | Linux file descriptors as such a stream (feature `linux`) |
 //!
 //! Frames and control messages share the stream and come in the order in which
 //! they were sent: a control message in front hides the frames behind it until

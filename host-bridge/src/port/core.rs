@@ -1,0 +1,319 @@
+//! The half of a port that does not depend on how frames travel: the TAP, the
+//! session, and what an administrator asks.
+//!
+//! Each transport's task owns one. It carries the session's messages and moves
+//! the frames; what they mean for the TAP, the status and those who wait for an
+//! answer is decided and done here. Nothing here touches a transport.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use ipnet::IpNet;
+use shm_link::control::NetworkConfig;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+use super::config::{PortChange, PortConfig};
+use super::status::{Command, PortEnd, PortHandle, Shown, View};
+use crate::counters::PortCounters;
+use crate::error::BridgeError;
+use crate::netlink::Netlink;
+use crate::policy::Stop;
+use crate::pump::PumpShared;
+use crate::session::{Action, Session};
+use crate::tap::{Tap, TapSource};
+
+/// Control messages handled before other tasks get their turn.
+pub(super) const BUDGET_MESSAGES: usize = 16;
+/// Lines of a guest that one port puts into the log per second.
+const LOG_LINES_PER_SECOND: u32 = 10;
+/// Commands that wait for the port's task; whoever sends more waits as well.
+const INBOX_LEN: usize = 16;
+
+/// A change that waits for the guest's answer.
+struct Pending {
+    serial: u32,
+    reply: oneshot::Sender<Result<(), String>>,
+}
+
+/// What every port's task has, whatever carries its frames.
+pub(super) struct Core {
+    pub(super) session: Session,
+    /// What is asked of the task; [`handle_command`](Self::handle_command) does it.
+    pub(super) inbox: mpsc::Receiver<Command>,
+    tap: Arc<AsyncFd<Tap>>,
+    netlink: Netlink,
+    shown: Arc<Shown>,
+    pending: Vec<Pending>,
+    log: LogLimit,
+}
+
+impl Core {
+    /// Makes the port's TAP and its session.
+    pub(super) async fn open(
+        netlink: &Netlink,
+        config: PortConfig,
+    ) -> Result<(Self, PortHandle), BridgeError> {
+        let name = config.name;
+        let tap = prepare_tap(
+            netlink,
+            config.tap,
+            &config.network,
+            config.master.as_deref(),
+            &config.host_addresses,
+        )
+        .await?;
+        let session = Session::new(
+            config.network.clone(),
+            config.filter,
+            config.impair_to_host,
+            config.impair_to_guest,
+        )
+        .map_err(|error| {
+            let error = std::io::Error::other(error);
+            BridgeError::io(format!("configuring port {name}"), error)
+        })?;
+        // SAFETY: a Tap's descriptor is open as long as the Tap and never changes.
+        let tap = unsafe { AsyncFd::register(tap) }.map_err(|refused| {
+            let error = refused.into_parts().1;
+            BridgeError::io(format!("registering the TAP of port {name}"), error)
+        })?;
+        let (impair_to_host, impair_to_guest) = session.impairments();
+        let shown = Arc::new(Shown {
+            name,
+            tap: tap.get_ref().name().to_owned(),
+            born: Instant::now(),
+            counters: Arc::new(PortCounters::default()),
+            view: Mutex::new(View {
+                state: session.state().clone(),
+                guest: String::new(),
+                network: config.network,
+                impair_to_host,
+                impair_to_guest,
+            }),
+        });
+        let (commands, inbox) = mpsc::channel(INBOX_LEN);
+        let core = Self {
+            session,
+            inbox,
+            tap: Arc::new(tap),
+            netlink: netlink.clone(),
+            shown: shown.clone(),
+            pending: Vec::new(),
+            log: LogLimit::new(),
+        };
+        Ok((core, PortHandle { shown, commands }))
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.shown.name
+    }
+
+    /// What the port's pumps need of it.
+    pub(super) fn pump_shared(&self) -> PumpShared {
+        PumpShared {
+            tap: self.tap.clone(),
+            counters: self.shown.counters.clone(),
+            policy: self.session.policy(),
+        }
+    }
+
+    /// Takes one message of the guest and does what follows from it.
+    pub(super) async fn handle_message(&mut self, message: &[u8]) -> Result<(), PortEnd> {
+        for action in self.session.handle_message(message)? {
+            self.act(action).await;
+        }
+        Ok(())
+    }
+
+    /// Does what was asked, or ends the port.
+    pub(super) async fn handle_command(&mut self, command: Command) -> Result<(), PortEnd> {
+        match command {
+            Command::Change { change, reply } => self.handle_change(*change, reply).await,
+            Command::Stop => return Err(PortEnd::Detached),
+        }
+        Ok(())
+    }
+
+    /// Ends the session; the pumps learn of it by their policy. Says how the
+    /// transport is to be left.
+    pub(super) fn end(&mut self, end: &PortEnd) -> Stop {
+        let stop = match end {
+            PortEnd::Detached => Stop::LeaveOpen,
+            PortEnd::Fault(_) | PortEnd::Closed | PortEnd::Tap(_) | PortEnd::Failed(_) => {
+                Stop::Close
+            }
+        };
+        self.session.end(end.to_string(), stop);
+        stop
+    }
+
+    /// The last thing a port does.
+    pub(super) fn finish(&self) {
+        // A TAP that is gone has no carrier either.
+        let _ = self.tap.get_ref().set_carrier(false);
+        self.show();
+    }
+
+    async fn act(&mut self, action: Action) {
+        match action {
+            Action::SetTap { mtu, carrier } => {
+                if let Some(index) = self.tap.get_ref().ifindex()
+                    && let Err(error) = self.netlink.set_mtu(index, mtu.into()).await
+                {
+                    log::warn!("port {}: {error}", self.shown.name);
+                }
+                if let Err(error) = self.tap.get_ref().set_carrier(carrier) {
+                    log::warn!(
+                        "port {}: setting the carrier of {}: {error}",
+                        self.shown.name,
+                        self.shown.tap
+                    );
+                }
+            }
+            Action::Answered { serial, result } => {
+                // An answer covers the changes that were folded into it.
+                let (answered, open) = self
+                    .pending
+                    .drain(..)
+                    .partition(|p: &Pending| p.serial <= serial);
+                self.pending = open;
+                for pending in answered {
+                    let _ = pending.reply.send(result.clone());
+                }
+            }
+            Action::Log { level, text } => {
+                if self.log.allows(Instant::now()) {
+                    log::log!(level, "port {}: {text}", self.shown.name);
+                }
+            }
+        }
+    }
+
+    async fn handle_change(
+        &mut self,
+        change: PortChange,
+        reply: oneshot::Sender<Result<(), String>>,
+    ) {
+        self.session.set_impairments(
+            change.impair_to_host.clone(),
+            change.impair_to_guest.clone(),
+        );
+        if !change.touches_network() {
+            self.show();
+            let _ = reply.send(Ok(()));
+            return;
+        }
+        let mut trial = Ok(());
+        let updated = self.session.update(|network| trial = change.apply(network));
+        let serial = match (trial, updated) {
+            (Err(why), _) => {
+                let _ = reply.send(Err(why));
+                return;
+            }
+            (Ok(()), Err(error)) => {
+                let _ = reply.send(Err(error.to_string()));
+                return;
+            }
+            (Ok(()), Ok(serial)) => serial,
+        };
+        match self
+            .session
+            .agreed()
+            .map(|agreed| (agreed.mtu, agreed.carrier))
+        {
+            // Nobody to ask: the next guest is told.
+            None => {
+                let _ = reply.send(Ok(()));
+            }
+            Some((mtu, carrier)) => {
+                // The carrier goes at once; a guest that was cut off cannot be
+                // asked through frames, but the control pipe still works. A
+                // larger MTU waits for the guest, a smaller one does not.
+                let mtu = mtu.min(self.shown_mtu());
+                self.act(Action::SetTap { mtu, carrier }).await;
+                self.pending.push(Pending { serial, reply });
+            }
+        }
+        self.show();
+    }
+
+    fn shown_mtu(&self) -> u16 {
+        self.shown.view().network.mtu
+    }
+
+    /// Brings the status up to date.
+    pub(super) fn show(&self) {
+        let mut view = self.shown.view();
+        view.state = self.session.state().clone();
+        view.guest = self.session.guest_name();
+        if let Some(agreed) = self.session.agreed()
+            && (view.network.serial != agreed.serial || view.network.mtu != agreed.mtu)
+        {
+            view.network = agreed.clone();
+        }
+        (view.impair_to_host, view.impair_to_guest) = self.session.impairments();
+    }
+}
+
+/// Opens the TAP and sets everything about it that does not depend on the guest.
+async fn prepare_tap(
+    netlink: &Netlink,
+    source: TapSource,
+    network: &NetworkConfig,
+    master: Option<&str>,
+    host_addresses: &[IpNet],
+) -> Result<Tap, BridgeError> {
+    let tap = Tap::open(source)?;
+    // A guest that is not there has no carrier. A descriptor from elsewhere may
+    // refuse that; its owner looks after it.
+    let carrier = tap.set_carrier(false);
+    let Some(index) = tap.ifindex() else {
+        return Ok(tap);
+    };
+    carrier.map_err(|error| {
+        BridgeError::io(
+            format!("switching off the carrier of {}", tap.name()),
+            error,
+        )
+    })?;
+    let _ = netlink.quiet_ipv6(index).await;
+    netlink.set_mtu(index, network.mtu.into()).await?;
+    if let Some(master) = master {
+        netlink.set_master(index, master).await?;
+    }
+    for &address in host_addresses {
+        match netlink.add_address(index, address).await {
+            Err(error) if !error.is_already_there() => return Err(error.into()),
+            _ => {}
+        }
+    }
+    netlink.set_up(index).await?;
+    Ok(tap)
+}
+
+/// A guest may write to the log, but not flood it.
+struct LogLimit {
+    window: Instant,
+    lines: u32,
+}
+
+impl LogLimit {
+    fn new() -> Self {
+        Self {
+            window: Instant::now(),
+            lines: 0,
+        }
+    }
+
+    fn allows(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.window).as_secs() >= 1 {
+            *self = Self {
+                window: now,
+                lines: 0,
+            };
+        }
+        self.lines += 1;
+        self.lines <= LOG_LINES_PER_SECOND
+    }
+}

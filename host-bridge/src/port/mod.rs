@@ -1,0 +1,101 @@
+//! One guest's port: its TAP, its session, and what moves its frames.
+//!
+//! A port is a task. It carries the session's messages, applies what the session
+//! decides to the TAP, and ends when the guest breaks the rules or closes, when
+//! the TAP is gone, or when its `Port` is dropped; then everything it held is
+//! freed.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `config` | what a port is made from, what may be changed |
+//! | `status` | what others see of it, and how they reach it |
+//! | `core` | session, TAP and commands: all that is the same for every guest |
+//! | `shm` | the task of a guest that shares memory: control rings beside two pumps |
+//! | `stream` | the task of a guest behind a byte stream, which moves all itself |
+
+mod config;
+mod core;
+mod shm;
+mod status;
+mod stream;
+
+use std::os::fd::OwnedFd;
+
+use shm_link::region::Region;
+use shm_link::stream::Framing;
+use shm_link::superblock::Layout;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+pub use self::config::{PortChange, PortConfig};
+use self::status::Command;
+pub use self::status::{PortEnd, PortHandle, PortStatus};
+use crate::bell::Doorbells;
+use crate::error::BridgeError;
+use crate::netlink::Netlink;
+pub use crate::session::PortState;
+
+/// A port. Dropping it detaches the guest; [`close`](Self::close) also waits
+/// until everything is freed.
+pub(crate) struct Port {
+    handle: PortHandle,
+    ended: watch::Receiver<Option<PortEnd>>,
+    /// Aborted when dropped.
+    task: JoinSet<()>,
+}
+
+impl Port {
+    /// A handle that others may keep.
+    pub(crate) fn handle(&self) -> PortHandle {
+        self.handle.clone()
+    }
+
+    /// Waits until the port has ended and says why.
+    pub(crate) async fn ended(&mut self) -> PortEnd {
+        match self.ended.wait_for(Option::is_some).await {
+            Ok(end) => end.clone().unwrap_or(PortEnd::Closed),
+            Err(_) => PortEnd::Failed("the port's task was stopped".to_owned()),
+        }
+    }
+
+    /// Detaches the guest and returns when its TAP is gone.
+    pub(crate) async fn close(mut self) {
+        let _ = self.handle.commands.send(Command::Stop).await;
+        while self.task.join_next().await.is_some() {}
+    }
+
+    /// A port whose guest shares `region` with the host.
+    pub(crate) async fn open(
+        netlink: &Netlink,
+        region: Region,
+        layout: Layout,
+        doorbells: Doorbells,
+        config: PortConfig,
+    ) -> Result<Self, BridgeError> {
+        shm::open(netlink, region, layout, doorbells, config).await
+    }
+
+    /// A port whose guest is at the other end of a byte stream.
+    pub(crate) async fn open_stream(
+        netlink: &Netlink,
+        fd: OwnedFd,
+        framing: Framing,
+        config: PortConfig,
+    ) -> Result<Self, BridgeError> {
+        stream::open(netlink, fd, framing, config).await
+    }
+
+    /// Starts a port's task.
+    fn start(handle: PortHandle, task: impl Future<Output = PortEnd> + Send + 'static) -> Self {
+        let (end, ended) = watch::channel(None);
+        let mut set = JoinSet::new();
+        set.spawn(async move {
+            end.send_replace(Some(task.await));
+        });
+        Self {
+            handle,
+            ended,
+            task: set,
+        }
+    }
+}

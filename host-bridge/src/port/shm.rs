@@ -1,0 +1,183 @@
+//! The task of a port whose guest shares memory with the host.
+//!
+//! It owns the control rings and watches the two pumps, which are tasks of their
+//! own. The frames that the guest sent before it closed are still to be
+//! delivered, so the pumps end the port, not the control rings.
+
+use shm_link::doorbell::{AsyncWait, Doorbell};
+use shm_link::link::MAX_CONTROL_LEN;
+use shm_link::offload::OffloadHeader;
+use shm_link::record::{RecordReader, RecordWriter};
+use shm_link::region::Region;
+use shm_link::ring::{Arm, Wake};
+use shm_link::shm::{HostEnd, read_message};
+use shm_link::superblock::Layout;
+use tokio::task::JoinSet;
+
+use super::core::{BUDGET_MESSAGES, Core};
+use super::status::PortEnd;
+use super::{Port, PortConfig};
+use crate::bell::{Doorbells, GuestBell, HostBell};
+use crate::error::BridgeError;
+use crate::netlink::Netlink;
+use crate::policy::Stop;
+use crate::pump::{PumpEnd, ToGuest, ToHost};
+
+/// Makes the port's TAP, publishes the memory map in `region`, and starts to
+/// serve the guest.
+pub(super) async fn open(
+    netlink: &Netlink,
+    region: Region,
+    layout: Layout,
+    doorbells: Doorbells,
+    config: PortConfig,
+) -> Result<Port, BridgeError> {
+    let (core, handle) = Core::open(netlink, config).await?;
+    let io = |doing: &str| {
+        let doing = format!("{doing} of port {}", core.name());
+        move |error| BridgeError::io(doing, error)
+    };
+    let host = HostEnd::resume(&region, &layout)
+        .map_err(|error| io("taking the rings")(std::io::Error::other(error)))?;
+    let bell = || HostBell::new(&doorbells.rung_by_guest).map_err(io("registering the doorbell"));
+    let bells = (bell()?, bell()?, bell()?);
+    let ring_guest = GuestBell::new(doorbells.ring_guest);
+    let shared = core.pump_shared();
+    let mut pumps = JoinSet::new();
+    let to_host = ToHost::new(host.frames_rx, bells.1, ring_guest.clone(), shared.clone());
+    pumps.spawn(to_host.run());
+    let to_guest = ToGuest::new(host.frames_tx, bells.2, ring_guest.clone(), shared);
+    pumps.spawn(to_guest.run());
+    // Everything is in its place: let the guest in, and wake one that waits.
+    layout
+        .publish(&region)
+        .map_err(|error| io("publishing the memory")(std::io::Error::other(error)))?;
+    ring_guest.ring();
+    let task = Task {
+        core,
+        control_rx: host.control_rx,
+        control_tx: host.control_tx,
+        bell: bells.0,
+        ring_guest,
+        closed: false,
+    };
+    Ok(Port::start(handle, async move {
+        let _memory = region;
+        task.run(pumps).await
+    }))
+}
+
+/// The task.
+struct Task {
+    core: Core,
+    control_rx: RecordReader,
+    control_tx: RecordWriter,
+    bell: HostBell,
+    ring_guest: GuestBell,
+    /// The guest closed the control pipe.
+    closed: bool,
+}
+
+impl Task {
+    async fn run(mut self, mut pumps: JoinSet<PumpEnd>) -> PortEnd {
+        let end = match self.serve(&mut pumps).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        let stop = self.core.end(&end);
+        while pumps.join_next().await.is_some() {}
+        if stop == Stop::Close {
+            let _ = self.control_rx.close().or(self.control_tx.close());
+            // Whatever it waits for, the guest is to see that it is over.
+            self.ring_guest.ring();
+        }
+        self.core.finish();
+        end
+    }
+
+    async fn serve(
+        &mut self,
+        pumps: &mut JoinSet<PumpEnd>,
+    ) -> Result<std::convert::Infallible, PortEnd> {
+        loop {
+            let busy = self.exchange().await?;
+            self.core.show();
+            if busy {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            if self.arm()? == Arm::Awake {
+                continue;
+            }
+            let command = tokio::select! {
+                () = self.bell.wait(), if !self.closed => None,
+                Some(command) = self.core.inbox.recv() => Some(command),
+                Some(end) = pumps.join_next() => return Err(match end {
+                    Ok(end) => end.into(),
+                    Err(error) => PortEnd::Failed(format!("a pump stopped: {error}")),
+                }),
+            };
+            self.control_rx.disarm();
+            self.control_tx.disarm();
+            if let Some(command) = command {
+                self.core.handle_command(command).await?;
+            }
+        }
+    }
+
+    /// Moves control messages both ways; `true` if there may be more.
+    async fn exchange(&mut self) -> Result<bool, PortEnd> {
+        let mut buf = [0; MAX_CONTROL_LEN];
+        let mut busy = true;
+        let mut wake = Wake::NotNeeded;
+        for _ in 0..BUDGET_MESSAGES {
+            wake = wake.or(self.transmit()?);
+            if !self.core.session.wants_input() {
+                // Answers first: the guest has to make room for them.
+                busy = false;
+                break;
+            }
+            let Some(len) = read_message(&mut self.control_rx, &mut buf)? else {
+                busy = false;
+                break;
+            };
+            self.core.handle_message(&buf[..len]).await?;
+        }
+        wake = wake.or(self.transmit()?).or(self.control_rx.publish());
+        wake.ring(&self.ring_guest);
+        Ok(busy)
+    }
+
+    fn transmit(&mut self) -> Result<Wake, PortEnd> {
+        while let Some(message) = self.core.session.poll_transmit() {
+            if !self.control_tx.write(message, OffloadHeader::NONE)? {
+                break;
+            }
+            self.core.session.transmitted();
+        }
+        Ok(self.control_tx.publish())
+    }
+
+    /// Announces sleep until there is something to do for this task.
+    fn arm(&mut self) -> Result<Arm, PortEnd> {
+        if self.closed {
+            return Ok(Arm::Sleep);
+        }
+        let wants_room = self.core.session.poll_transmit().is_some();
+        let wants_input = self.core.session.wants_input();
+        if wants_room && self.control_tx.arm(MAX_CONTROL_LEN)? == Arm::Awake {
+            return self.awake();
+        }
+        if wants_input && self.control_rx.arm()? == Arm::Awake {
+            self.control_tx.disarm();
+            return self.awake();
+        }
+        Ok(Arm::Sleep)
+    }
+
+    /// Something happened: work, or the end of the control pipe.
+    fn awake(&mut self) -> Result<Arm, PortEnd> {
+        self.closed = self.control_tx.is_peer_closed() || self.control_rx.is_finished()?;
+        Ok(Arm::Awake)
+    }
+}

@@ -1,0 +1,136 @@
+//! The task of a port whose guest is at the other end of a byte stream.
+//!
+//! One task does it all, because frames and control messages come and go in one
+//! order: it takes a budget of input, sends the session's answers, moves a budget
+//! of frames from the TAP, and sleeps when all of that has stopped. A guest that
+//! does not read gets nothing from the TAP, and one that does not read its
+//! answers is not listened to.
+
+use std::convert::Infallible;
+use std::io::IsTerminal;
+use std::os::fd::OwnedFd;
+
+use shm_link::link::{Link, MAX_CONTROL_LEN};
+use shm_link::stream::Framing;
+use shm_link::stream::fd::StreamFd;
+
+use super::core::{BUDGET_MESSAGES, Core};
+use super::status::PortEnd;
+use super::{Port, PortConfig};
+use crate::error::BridgeError;
+use crate::netlink::Netlink;
+use crate::policy::Stop;
+use crate::pump::{BUDGET_FRAMES, PumpEnd, StreamPump, Turn};
+
+/// Makes the port's TAP and starts to serve the guest.
+pub(super) async fn open(
+    netlink: &Netlink,
+    fd: OwnedFd,
+    framing: Framing,
+    config: PortConfig,
+) -> Result<Port, BridgeError> {
+    let doing = format!("taking the stream of port {}", config.name);
+    let io = |error| BridgeError::io(doing.as_str(), error);
+    let fd = if fd.is_terminal() {
+        StreamFd::new_raw_terminal(fd)
+    } else {
+        StreamFd::new(fd)
+    };
+    let fd = fd.map_err(|error| io(error.into()))?;
+    let (core, handle) = Core::open(netlink, config).await?;
+    let pump = StreamPump::new(fd, framing, core.pump_shared()).map_err(io)?;
+    Ok(Port::start(handle, Task { core, pump }.run()))
+}
+
+/// The task.
+struct Task {
+    core: Core,
+    pump: StreamPump,
+}
+
+impl Task {
+    async fn run(mut self) -> PortEnd {
+        let end = match self.serve().await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        let stop = self.core.end(&end);
+        // Who closed need not be told: on a serial line the next guest might read
+        // it.
+        let tell = stop == Stop::Close && end != PortEnd::Closed;
+        self.pump.end(tell);
+        self.core.finish();
+        end
+    }
+
+    async fn serve(&mut self) -> Result<Infallible, PortEnd> {
+        loop {
+            let more = self.take_input().await?;
+            let stopped = match self.give_output() {
+                Ok(stopped) => stopped,
+                Err(PumpEnd::Closed) => return self.drain().await,
+                Err(end) => return Err(end.into()),
+            };
+            let takes_input = self.core.session.wants_input();
+            let command = if more || !self.pump.may_sleep(takes_input, stopped)? {
+                tokio::task::yield_now().await;
+                self.core.inbox.try_recv().ok()
+            } else {
+                tokio::select! {
+                    woken = self.pump.sleep(takes_input, stopped) => {
+                        woken?;
+                        None
+                    }
+                    Some(command) = self.core.inbox.recv() => Some(command),
+                }
+            };
+            if let Some(command) = command {
+                self.core.handle_command(command).await?;
+            }
+        }
+    }
+
+    /// Takes at most a budget of what the guest sent; `true` if there may be
+    /// more.
+    async fn take_input(&mut self) -> Result<bool, PortEnd> {
+        let mut message = [0; MAX_CONTROL_LEN];
+        let mut budget = BUDGET_FRAMES;
+        for _ in 0..BUDGET_MESSAGES {
+            self.pump.take_frames(&mut budget)?;
+            if budget == 0 {
+                return Ok(true);
+            }
+            if !self.core.session.wants_input() {
+                // Answers first: the guest has to make room for them.
+                return Ok(false);
+            }
+            let received = self.pump.link().recv_control(&mut message);
+            let Some(len) = received.map_err(PumpEnd::from)? else {
+                return Ok(false);
+            };
+            self.core.handle_message(&message[..len]).await?;
+            self.core.show();
+        }
+        Ok(true)
+    }
+
+    /// Sends answers, then at most a budget of frames.
+    fn give_output(&mut self) -> Result<Turn, PumpEnd> {
+        while let Some(message) = self.core.session.poll_transmit() {
+            if !self.pump.link().send_control(message)? {
+                break;
+            }
+            self.core.session.transmitted();
+        }
+        self.pump.give_frames()
+    }
+
+    /// The guest takes nothing any more. What it sent before is still to be
+    /// delivered.
+    async fn drain(&mut self) -> Result<Infallible, PortEnd> {
+        while self.take_input().await? {
+            tokio::task::yield_now().await;
+        }
+        Err(PortEnd::Closed)
+    }
+}

@@ -1,0 +1,102 @@
+//! The kernel's side of every pump: what may go to it, and one frame to or from
+//! the TAP.
+//!
+//! Counts what becomes of a frame that is written; a frame that is read is the
+//! caller's to count. Never waits.
+
+use std::io;
+
+use tokio::io::Interest;
+
+use super::{PumpEnd, PumpShared};
+use crate::counters::{DirectionCounters, DropReason};
+use crate::filter::Verdict;
+use crate::policy::Policy;
+use crate::tap::{RawSlice, TapTrouble, classify};
+
+/// Whether the frame may go on, judged by a private copy of its head.
+pub(super) fn admit(policy: &Policy, head: &[u8], frame_len: usize) -> Result<(), DropReason> {
+    if !policy.carrier {
+        return Err(DropReason::NoCarrier);
+    }
+    if frame_len > policy.max_frame_len() {
+        return Err(DropReason::TooLong);
+    }
+    match policy.filter.check(head, frame_len) {
+        Verdict::Pass => Ok(()),
+        Verdict::Drop(reason) => Err(reason),
+    }
+}
+
+/// Hands a frame of `len` bytes to the kernel and counts what became of it.
+///
+/// # Safety
+/// The parts are valid for reads for the length of the call. Others may write
+/// them at the same time.
+pub(super) unsafe fn write(
+    shared: &PumpShared,
+    parts: &[RawSlice],
+    len: usize,
+) -> Result<(), PumpEnd> {
+    let counters: &DirectionCounters = &shared.counters.guest_to_host;
+    loop {
+        // SAFETY: promised by the caller.
+        let error = match unsafe { shared.tap.get_ref().writev_raw(parts) } {
+            Ok(_) => {
+                counters.frame_out(len);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let reason = match classify(&error) {
+            TapTrouble::Interrupted => continue,
+            // A TAP has no queue towards the kernel that could fill up for long:
+            // what it refuses now is lost, as on a network card.
+            TapTrouble::NotNow | TapTrouble::NoRoom | TapTrouble::BadFrame => {
+                DropReason::TapRefused
+            }
+            TapTrouble::Down => DropReason::LinkDown,
+            TapTrouble::Gone | TapTrouble::Broken => {
+                counters.dropped(DropReason::LinkDown);
+                return Err(PumpEnd::Tap(error));
+            }
+        };
+        counters.dropped(reason);
+        return Ok(());
+    }
+}
+
+/// Reads a frame; `None` if there is none now.
+///
+/// # Safety
+/// `start` is valid for writes of `len` bytes.
+pub(super) unsafe fn read(
+    shared: &PumpShared,
+    start: *mut u8,
+    len: usize,
+) -> Result<Option<usize>, PumpEnd> {
+    // What only means "not now" is reported as such, so that `try_io` forgets
+    // the readiness: it would come back at once otherwise, for ever.
+    let result = shared.tap.try_io(Interest::READABLE, |tap| {
+        loop {
+            // SAFETY: promised by the caller.
+            let error = match unsafe { tap.read_raw(start, len) } {
+                Ok(len) => return Ok(Ok(len)),
+                Err(error) => error,
+            };
+            match classify(&error) {
+                TapTrouble::Interrupted => {}
+                TapTrouble::NotNow
+                | TapTrouble::Down
+                | TapTrouble::NoRoom
+                | TapTrouble::BadFrame => return Err(io::ErrorKind::WouldBlock.into()),
+                TapTrouble::Gone | TapTrouble::Broken => return Ok(Err(error)),
+            }
+        }
+    });
+    match result {
+        Ok(Ok(len)) => Ok(Some(len)),
+        Ok(Err(error)) => Err(PumpEnd::Tap(error)),
+        Err(_not_now) => Ok(None),
+    }
+}

@@ -1,0 +1,318 @@
+//! Both directions over one byte stream: the loop bodies that move frames
+//! between a [`StreamLink`] and the TAP.
+//!
+//! The port's task owns the pump, because control messages and frames share the
+//! stream: it asks for both in turn and sleeps by [`StreamPump::sleep`]. Frames
+//! from the guest are in the link's own buffer, so they are judged and written
+//! where they are. The TAP is read into the link's buffer, and only when there is
+//! room: what does not fit waits in the kernel.
+
+use std::io;
+use std::time::Instant;
+
+use shm_link::fault::LinkError;
+use shm_link::link::{FrameRx, FrameTx, Link, MAX_FRAME_LEN};
+use shm_link::offload::{OffloadHeader, Offloads};
+use shm_link::stream::fd::StreamFd;
+use shm_link::stream::{Framing, StreamLink};
+use tokio::io::unix::AsyncFd;
+
+use super::kernel::{admit, read, write};
+use super::{BUDGET_FRAMES, PumpEnd, PumpShared, forget, impair, sleep_until, tap_readable};
+use crate::counters::DropReason;
+use crate::filter::{HEAD_LEN, Verdict};
+use crate::impair::{Impair, ImpairedFrame};
+use crate::policy::Policy;
+use crate::tap::RawSlice;
+
+/// Bytes of each buffer of a reliable stream: a turn's budget of full-sized
+/// frames goes out in one write. A unix stream takes about 200 KB at once.
+const BATCH_BYTES: usize = 128 << 10;
+
+type HostLink = StreamLink<StreamFd, StreamFd, Vec<u8>>;
+
+/// Moves frames between a byte stream and a TAP.
+pub(crate) struct StreamPump {
+    link: HostLink,
+    fd: AsyncFd<StreamFd>,
+    shared: PumpShared,
+    to_host: Impair,
+    to_guest: Impair,
+    /// A frame that left the impairment stage and found no room in the stream.
+    waiting: Option<ImpairedFrame>,
+    /// Whether frames may gather in the link's buffer. On a slow line they would
+    /// be a queue of seconds, so there only one frame waits.
+    batches: bool,
+    /// Damaged records that were counted already.
+    damaged: u64,
+}
+
+/// What a turn towards the guest stopped for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// The budget is used up.
+    Budget,
+    /// The TAP has nothing.
+    TapEmpty,
+    /// The stream has no room for a frame.
+    Full,
+    /// The guest may have nothing now.
+    Held,
+}
+
+impl StreamPump {
+    pub(crate) fn new(fd: StreamFd, framing: Framing, shared: PumpShared) -> io::Result<Self> {
+        let batches = match framing {
+            Framing::Prefixed => true,
+            Framing::Serial => false,
+        };
+        let buffer_len = framing.buffer_len(MAX_FRAME_LEN).max(BATCH_BYTES);
+        let end = || (fd.clone(), vec![0; buffer_len]);
+        let link = StreamLink::new(framing, MAX_FRAME_LEN, end(), end());
+        let link = link.map_err(io::Error::other)?;
+        // SAFETY: a StreamFd is open as long as it exists and never changes.
+        let fd = unsafe { AsyncFd::register(fd) }.map_err(|refused| refused.into_parts().1)?;
+        let (to_host, to_guest) = {
+            let policy = shared.policy.borrow();
+            (
+                Impair::new(policy.impair_to_host.clone()),
+                Impair::new(policy.impair_to_guest.clone()),
+            )
+        };
+        Ok(Self {
+            link,
+            fd,
+            shared,
+            to_host,
+            to_guest,
+            waiting: None,
+            batches,
+            damaged: 0,
+        })
+    }
+
+    /// The link, for its control messages.
+    pub(crate) fn link(&mut self) -> &mut HostLink {
+        &mut self.link
+    }
+
+    /// Hands frames of the guest to the kernel until a control message stands in
+    /// front, nothing does, or `budget` is used up.
+    pub(crate) fn take_frames(&mut self, budget: &mut usize) -> Result<(), PumpEnd> {
+        let policy = self.shared.policy.borrow_and_update().clone();
+        if self.to_host.config() != &policy.impair_to_host {
+            self.to_host.set_config(policy.impair_to_host.clone());
+        }
+        let taken = self.take(&policy, budget);
+        self.count_damaged();
+        taken
+    }
+
+    fn take(&mut self, policy: &Policy, budget: &mut usize) -> Result<(), PumpEnd> {
+        let counters = &self.shared.counters.guest_to_host;
+        let impaired = !self.to_host.is_transparent();
+        let (rx, _) = self.link.split();
+        while *budget > 0 {
+            let Some((offload, frame)) = rx.peek()? else {
+                break;
+            };
+            let len = frame.len();
+            counters.frame_in(len);
+            offload
+                .check(len, Offloads::NONE)
+                .inspect_err(|_| counters.dropped(DropReason::PeerFault))?;
+            match admit(policy, &frame[..len.min(HEAD_LEN)], len) {
+                Err(reason) => counters.dropped(reason),
+                Ok(()) if impaired => {
+                    let bytes = frame.to_vec();
+                    let frame = ImpairedFrame { offload, bytes };
+                    impair(&mut self.to_host, Instant::now(), frame, counters);
+                }
+                Ok(()) => write_to_tap(&self.shared, frame)?,
+            }
+            rx.consume();
+            *budget -= 1;
+        }
+        if impaired {
+            let now = Instant::now();
+            while let Some(frame) = self.to_host.poll(now) {
+                counters.set_held(self.to_host.held());
+                write_to_tap(&self.shared, &frame.bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count_damaged(&mut self) {
+        let counters = &self.shared.counters.guest_to_host;
+        let damaged = self.link.rx().dropped_records();
+        while self.damaged < damaged {
+            self.damaged += 1;
+            counters.frame_in(0);
+            counters.dropped(DropReason::Damaged);
+        }
+    }
+
+    /// Moves at most a budget of frames from the TAP to the stream.
+    pub(crate) fn give_frames(&mut self) -> Result<Turn, PumpEnd> {
+        let policy = self.shared.policy.borrow_and_update().clone();
+        if self.to_guest.config() != &policy.impair_to_guest {
+            self.to_guest.set_config(policy.impair_to_guest.clone());
+        }
+        let stopped = self.give(&policy)?;
+        self.link.split().1.flush();
+        Ok(stopped)
+    }
+
+    fn give(&mut self, policy: &Policy) -> Result<Turn, PumpEnd> {
+        if !policy.ready || !policy.carrier {
+            return Ok(Turn::Held);
+        }
+        let impaired = self.waiting.is_some() || !self.to_guest.is_transparent();
+        if impaired && !self.release()? {
+            return Ok(Turn::Full);
+        }
+        for _ in 0..BUDGET_FRAMES {
+            let moved = if impaired {
+                self.read_aside(policy)?
+            } else {
+                self.read_in_place(policy)?
+            };
+            if let Some(stopped) = moved {
+                return Ok(stopped);
+            }
+        }
+        Ok(Turn::Budget)
+    }
+
+    /// Reads one frame from the TAP into the stream's buffer. `Some` says why
+    /// not.
+    fn read_in_place(&mut self, policy: &Policy) -> Result<Option<Turn>, PumpEnd> {
+        let room_len = policy.max_frame_len().min(MAX_FRAME_LEN);
+        let Some(room) = reserve(&mut self.link, self.batches, room_len)? else {
+            return Ok(Some(Turn::Full));
+        };
+        // SAFETY: `room` is private memory of that length.
+        let Some(len) = (unsafe { read(&self.shared, room.as_mut_ptr(), room.len()) })? else {
+            return Ok(Some(Turn::TapEmpty));
+        };
+        let counters = &self.shared.counters.host_to_guest;
+        counters.frame_in(len);
+        match policy.filter.check_to_guest(&room[..len.min(HEAD_LEN)]) {
+            Verdict::Drop(reason) => counters.dropped(reason),
+            Verdict::Pass => {
+                // Not empty: the kernel's frames have an Ethernet header.
+                self.link.split().1.commit(len, OffloadHeader::NONE);
+                counters.frame_out(len);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads one frame from the TAP into the impairment stage.
+    fn read_aside(&mut self, policy: &Policy) -> Result<Option<Turn>, PumpEnd> {
+        let mut bytes = vec![0; policy.max_frame_len().min(MAX_FRAME_LEN)];
+        // SAFETY: `bytes` is private memory of that length.
+        let Some(len) = (unsafe { read(&self.shared, bytes.as_mut_ptr(), bytes.len()) })? else {
+            return Ok(Some(Turn::TapEmpty));
+        };
+        bytes.truncate(len);
+        let counters = &self.shared.counters.host_to_guest;
+        counters.frame_in(len);
+        match policy.filter.check_to_guest(&bytes[..len.min(HEAD_LEN)]) {
+            Verdict::Drop(reason) => counters.dropped(reason),
+            Verdict::Pass => {
+                let offload = OffloadHeader::NONE;
+                let frame = ImpairedFrame { offload, bytes };
+                impair(&mut self.to_guest, Instant::now(), frame, counters);
+            }
+        }
+        Ok((!self.release()?).then_some(Turn::Full))
+    }
+
+    /// Puts the frames that are due into the stream; `false` if it has no room.
+    fn release(&mut self) -> Result<bool, PumpEnd> {
+        let now = Instant::now();
+        while let Some(frame) = self.waiting.take().or_else(|| self.to_guest.poll(now)) {
+            let counters = &self.shared.counters.host_to_guest;
+            let len = frame.bytes.len();
+            let Some(room) = reserve(&mut self.link, self.batches, len)? else {
+                self.waiting = Some(frame);
+                counters.set_held(self.to_guest.held() + 1);
+                return Ok(false);
+            };
+            room.copy_from_slice(&frame.bytes);
+            counters.set_held(self.to_guest.held());
+            self.link.split().1.commit(len, frame.offload);
+            counters.frame_out(len);
+        }
+        Ok(true)
+    }
+
+    /// Whether there is nothing to do until [`sleep`](Self::sleep) returns, given
+    /// whether the owner takes input and what the last turn stopped for.
+    pub(crate) fn may_sleep(&mut self, takes_input: bool, stopped: Turn) -> Result<bool, PumpEnd> {
+        if stopped == Turn::Budget || (takes_input && !self.link.arm(None)?) {
+            return Ok(false);
+        }
+        // The stream may have taken everything after the turn found it full.
+        Ok(stopped != Turn::Full || self.link.wants_write())
+    }
+
+    /// Sleeps until there may be something to do. Dropping the future loses
+    /// nothing.
+    pub(crate) async fn sleep(&mut self, takes_input: bool, stopped: Turn) -> Result<(), PumpEnd> {
+        let counters = &self.shared.counters;
+        // Readiness is forgotten before the work that it announces, and the work
+        // goes on until the descriptor itself says that there is no more: what
+        // comes after that is a new edge.
+        let gives = stopped == Turn::TapEmpty;
+        let woken = tokio::select! {
+            ready = self.fd.readable(), if takes_input => {
+                ready.map(|mut ready| ready.clear_ready()).map(|()| &counters.guest_to_host)
+            }
+            ready = self.fd.writable(), if self.link.wants_write() => {
+                ready.map(|mut ready| ready.clear_ready()).map(|()| &counters.host_to_guest)
+            }
+            ready = tap_readable(&self.shared.tap), if gives => {
+                ready.map(|()| &counters.host_to_guest)
+            }
+            () = sleep_until(self.to_guest.poll_at()), if gives => Ok(&counters.host_to_guest),
+            () = sleep_until(self.to_host.poll_at()) => Ok(&counters.guest_to_host),
+        };
+        // Readiness fails only when the runtime is going away.
+        woken.map_err(PumpEnd::Tap)?.wakeup();
+        Ok(())
+    }
+
+    /// Lets go of what is held, and may tell the guest that the link is over.
+    pub(crate) fn end(&mut self, tell: bool) {
+        let counters = &self.shared.counters;
+        forget(&mut self.to_host, &counters.guest_to_host);
+        forget(&mut self.to_guest, &counters.host_to_guest);
+        if self.waiting.take().is_some() {
+            counters.host_to_guest.dropped(DropReason::Closed);
+        }
+        if tell {
+            // As far as the stream takes it; the end of the stream says the same.
+            self.link.close();
+        }
+    }
+}
+
+/// Room for a frame; `None`: not now.
+fn reserve(link: &mut HostLink, batches: bool, len: usize) -> Result<Option<&mut [u8]>, LinkError> {
+    if !batches {
+        link.split().1.flush();
+        if link.wants_write() {
+            return Ok(None);
+        }
+    }
+    link.split().1.reserve(len)
+}
+
+fn write_to_tap(shared: &PumpShared, frame: &[u8]) -> Result<(), PumpEnd> {
+    let part = RawSlice::new(frame.as_ptr(), frame.len());
+    // SAFETY: the frame is borrowed for the length of the call.
+    unsafe { write(shared, &[part], frame.len()) }
+}

@@ -1,0 +1,342 @@
+//! The attach sockets: guests come and go.
+//!
+//! | where | what is spoken there | file |
+//! | --- | --- | --- |
+//! | a unix socket | QEMU's ivshmem-server protocol: a stock QEMU (`-device ivshmem-doorbell`) and a plain process get memory and eventfds of their own in the same way, then only listen | `guest` |
+//! | another unix socket | frames and control messages themselves, for guests that share no memory | `guest` |
+//! | serial lines | the same, with checksums | `guest` |
+//!
+//! All guests of a server share its slots, so they are of one plan however they
+//! came. The end of a guest's connection is the sign that it is gone; a serial
+//! line has none.
+
+mod guest;
+mod socket;
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shm_link::linux::address::Address;
+use shm_link::superblock::LayoutOptions;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use self::guest::{open_line, serve_line, serve_memory, serve_stream};
+pub(crate) use self::socket::{SocketFile, listen};
+use crate::bridge::Bridge;
+use crate::error::BridgeError;
+use crate::filter::FilterConfig;
+use crate::impair::ImpairConfig;
+use crate::plan::{Assignment, Plan, Slot, Slots};
+use crate::port::PortConfig;
+use crate::tap::TapSource;
+
+/// How long the listener rests when the system has no descriptor or memory for
+/// another client.
+const ACCEPT_REST: Duration = Duration::from_millis(200);
+
+/// What every guest of a socket gets besides its place in the plan.
+#[derive(Debug, Clone)]
+pub struct GuestPolicy {
+    /// Sizes of the rings.
+    pub layout: LayoutOptions,
+    /// What frames are checked for.
+    pub filter: FilterConfig,
+    /// Fault injection from guest to host.
+    pub impair_to_host: ImpairConfig,
+    /// Fault injection from host to guest.
+    pub impair_to_guest: ImpairConfig,
+    /// TAPs for the first slots; later slots make their own, named like the port.
+    pub taps: Vec<GivenTap>,
+}
+
+/// A TAP that an administrator chose for a slot.
+#[derive(Debug, Clone)]
+pub enum GivenTap {
+    /// To be made under this name whenever a guest comes.
+    New(String),
+    /// A persistent TAP that exists already.
+    Existing(String),
+    /// A descriptor attached to a TAP. It stays open between guests.
+    Fd(Arc<OwnedFd>),
+}
+
+impl GivenTap {
+    /// The TAP for one guest.
+    ///
+    /// # Errors
+    /// The system's, if there is no descriptor left.
+    pub fn source(&self) -> io::Result<TapSource> {
+        Ok(match self {
+            Self::New(name) => TapSource::Create {
+                name: Some(name.clone()),
+            },
+            Self::Existing(name) => TapSource::Existing { name: name.clone() },
+            Self::Fd(fd) => TapSource::Fd(fd.try_clone()?),
+        })
+    }
+}
+
+/// Who may attach to a socket, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Places {
+    /// Guests come and go; the lowest free slot decides who each is.
+    Plan(Plan),
+    /// One guest at a time, always as the same machine.
+    One(Box<Assignment>),
+}
+
+impl Places {
+    fn count(&self) -> u16 {
+        match self {
+            Self::Plan(plan) => plan.max_guests,
+            Self::One(_) => 1,
+        }
+    }
+
+    /// What slot `slot` (from 0) gets.
+    pub fn assign(&self, slot: u16) -> Assignment {
+        match self {
+            Self::Plan(plan) => plan.assign(slot),
+            Self::One(assignment) => Assignment::clone(assignment),
+        }
+    }
+}
+
+impl From<Plan> for Places {
+    fn from(plan: Plan) -> Self {
+        Self::Plan(plan)
+    }
+}
+
+/// Who may come to a server, and what they get.
+struct Desk {
+    places: Places,
+    policy: GuestPolicy,
+}
+
+impl Desk {
+    fn port_config(&self, slot: u16) -> io::Result<PortConfig> {
+        let assignment = self.places.assign(slot);
+        let tap = match self.policy.taps.get(usize::from(slot)) {
+            Some(given) => given.source()?,
+            None => TapSource::Create {
+                name: Some(assignment.name.clone()),
+            },
+        };
+        Ok(PortConfig {
+            name: assignment.name,
+            tap,
+            network: assignment.network,
+            master: assignment.master,
+            host_addresses: assignment.host_addresses,
+            filter: self.policy.filter.clone(),
+            impair_to_host: self.policy.impair_to_host.clone(),
+            impair_to_guest: self.policy.impair_to_guest.clone(),
+        })
+    }
+}
+
+/// A listening socket with its file.
+struct Listening {
+    listener: UnixListener,
+    _file: SocketFile,
+}
+
+impl Listening {
+    fn at(address: &Address) -> Result<Self, BridgeError> {
+        let (listener, file) = listen(address)?;
+        Ok(Self {
+            listener,
+            _file: file,
+        })
+    }
+}
+
+/// A serial line and the slot that it keeps.
+struct Line {
+    device: PathBuf,
+    slot: Slot,
+}
+
+/// A client that connected, by what it is to speak.
+enum Client {
+    Memory(UnixStream),
+    Stream(UnixStream),
+}
+
+/// The attach sockets and serial lines of one plan.
+pub struct Server {
+    socket: Listening,
+    streams: Option<Listening>,
+    lines: Vec<Line>,
+    bridge: Bridge,
+    desk: Arc<Desk>,
+    slots: Slots,
+}
+
+impl Server {
+    /// Listens at `address` for guests that share memory.
+    ///
+    /// # Errors
+    /// [`BridgeError`] if the address is in use or cannot be made.
+    pub fn bind(
+        address: &Address,
+        bridge: Bridge,
+        places: impl Into<Places>,
+        policy: GuestPolicy,
+    ) -> Result<Self, BridgeError> {
+        let places = places.into();
+        Ok(Self {
+            socket: Listening::at(address)?,
+            streams: None,
+            lines: Vec::new(),
+            bridge,
+            slots: Slots::new(places.count()),
+            desk: Arc::new(Desk { places, policy }),
+        })
+    }
+
+    /// Listens at `address` as well, for guests that speak the stream protocol
+    /// ([`Framing::Prefixed`](shm_link::stream::Framing::Prefixed)). A second
+    /// call replaces the first.
+    ///
+    /// # Errors
+    /// As for [`bind`](Self::bind).
+    pub fn bind_stream(&mut self, address: &Address) -> Result<(), BridgeError> {
+        self.streams = Some(Listening::at(address)?);
+        Ok(())
+    }
+
+    /// Serves a guest at a serial line as well
+    /// ([`Framing::Serial`](shm_link::stream::Framing::Serial)). The line keeps
+    /// the lowest free slot; its speed stays what it is.
+    ///
+    /// # Errors
+    /// [`BridgeError`] if the device is no terminal or may not be opened, or no
+    /// slot is free.
+    pub fn add_line(&mut self, device: impl Into<PathBuf>) -> Result<(), BridgeError> {
+        let device = device.into();
+        // Opened anew for each guest; a mistake is to be heard of now.
+        drop(open_line(&device)?);
+        let slot = self.slots.take().map_err(|error| {
+            let doing = format!("finding a place for the line {}", device.display());
+            BridgeError::io(doing, io::Error::other(error))
+        })?;
+        self.lines.push(Line { device, slot });
+        Ok(())
+    }
+
+    /// Serves guests until dropped, which detaches them all.
+    pub async fn run(&self) -> Infallible {
+        let mut guests = Guests::new();
+        self.accept(&mut guests).await
+    }
+
+    /// Serves guests until `stop` is done, detaches them all, and returns when
+    /// their TAPs are gone.
+    pub async fn run_until(&self, stop: impl Future<Output = ()>) {
+        let mut guests = Guests::new();
+        tokio::select! {
+            never = self.accept(&mut guests) => match never {},
+            () = stop => {}
+        }
+        drop(guests.serving);
+        while guests.tasks.join_next().await.is_some() {}
+    }
+
+    async fn accept(&self, guests: &mut Guests) -> Infallible {
+        for line in &self.lines {
+            let (device, slot) = (line.device.clone(), line.slot.number);
+            let (bridge, desk, stop) = (self.bridge.clone(), self.desk.clone(), guests.stop());
+            guests.tasks.spawn(async move {
+                serve_line(&device, bridge, || desk.port_config(slot), stop).await;
+            });
+        }
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.socket.listener.accept() => {
+                    accepted.map(|(socket, _)| Client::Memory(socket))
+                }
+                accepted = accept_stream(self.streams.as_ref()) => accepted.map(Client::Stream),
+                Some(_) = guests.tasks.join_next() => continue,
+            };
+            let client = match accepted {
+                Ok(client) => client,
+                Err(error) => {
+                    log::warn!("cannot accept a guest: {error}; trying again");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                    continue;
+                }
+            };
+            // Whoever is turned away sees the end of the connection.
+            let slot = match self.slots.take() {
+                Ok(slot) => slot,
+                Err(error) => {
+                    log::warn!("a guest was turned away: {error}");
+                    continue;
+                }
+            };
+            let config = match self.desk.port_config(slot.number) {
+                Ok(config) => config,
+                Err(error) => {
+                    log::error!("a guest was turned away: copying its TAP's descriptor: {error}");
+                    continue;
+                }
+            };
+            let (bridge, layout) = (self.bridge.clone(), self.desk.policy.layout);
+            let stop = guests.stop();
+            guests.tasks.spawn(async move {
+                let name = config.name.clone();
+                let served = match client {
+                    Client::Memory(socket) => {
+                        serve_memory(socket, &slot, bridge, layout, config, stop).await
+                    }
+                    Client::Stream(socket) => serve_stream(socket, bridge, config, stop).await,
+                };
+                if let Err(error) = served {
+                    log::error!("port {name}: {error}");
+                }
+                // Free for the next guest only now that the TAP is gone.
+                drop(slot);
+            });
+        }
+    }
+}
+
+/// The next client of the stream socket; waits for ever where there is none.
+async fn accept_stream(streams: Option<&Listening>) -> io::Result<UnixStream> {
+    match streams {
+        Some(streams) => Ok(streams.listener.accept().await?.0),
+        None => std::future::pending().await,
+    }
+}
+
+/// The guests of a running server. Dropping it detaches them.
+struct Guests {
+    tasks: JoinSet<()>,
+    /// Dropped to tell the tasks to end.
+    serving: watch::Sender<()>,
+}
+
+impl Guests {
+    fn new() -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            serving: watch::Sender::new(()),
+        }
+    }
+
+    /// Done when the server ends: nothing is ever sent.
+    fn stop(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut serving = self.serving.subscribe();
+        async move {
+            let _ = serving.changed().await;
+        }
+    }
+}

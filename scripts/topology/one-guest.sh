@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+#
+# One guest, reached by the kernel through a TAP of its own.
+#
+#   namespace host                          namespace void
+#   kernel ── TAP guest0 ── host-bridge ══ shared memory ══ alpha
+#          10.77.0.1, fd77::1                            10.77.0.2, fd77::2
+
+TOOLS=()
+# shellcheck source=scripts/topology/common.sh
+. "$(dirname "$(realpath "$0")")/common.sh"
+
+bring_up() {
+    add_namespace host
+    add_namespace void
+    on host link set lo up
+    start_bridge --net4 10.77.0.0/16 --net6 fd77::/64
+    start_guest alpha
+}
+
+has_no_interface() {
+    at void 5 ip -o link && ! grep -v ' lo: .*state DOWN' <<<"$OUT" | grep -q .
+}
+
+run_checks() {
+    check "the guest's process has no network interface" has_no_interface
+
+    check "tcpdump runs on the TAP" start_capture host guest0 'arp or icmp or icmp6'
+    on host neigh flush dev guest0
+    check "the guest answers pings over IPv4" answers_pings host 10.77.0.2 5
+    check "the guest answers pings over IPv6" answers_pings host fd77::2 5
+    check "the TAP carried the guest's ARP reply" captured 1 'ARP, Reply 10\.77\.0\.2 is-at'
+    check "the TAP carried 5 ICMP echo replies" captured 5 'IP 10\.77\.0\.2 > 10\.77\.0\.1: ICMP echo reply'
+    check "the TAP carried 5 ICMPv6 echo replies" captured 5 'IP6 fd77::2 > fd77::1: ICMP6, echo reply'
+    end_capture
+
+    check "the guest pings the host over IPv4" tell alpha 10 ping 10.77.0.1 3
+    check "the guest pings the host over IPv6" tell alpha 10 ping fd77::1 3
+    check "the guest serves a page over IPv4" serves_page host 10.77.0.2 alpha
+    check "the guest serves a page over IPv6" serves_page host fd77::2 alpha
+    check "the guest sends 100 MB unharmed over IPv4" sends_intact host 10.77.0.2 100000000
+    check "the guest sends 100 MB unharmed over IPv6" sends_intact host fd77::2 100000000
+    check "the guest receives 100 MB unharmed over IPv4" takes_intact host 10.77.0.2 100000000
+    check "the guest receives 100 MB unharmed over IPv6" takes_intact host fd77::2 100000000
+    check "the guest echoes a stream" echoes_stream host 10.77.0.2 10000000
+    check "the guest echoes a datagram over IPv4" echoes_datagrams host 10.77.0.2
+    check "the guest echoes a datagram over IPv6" echoes_datagrams host fd77::2
+    check "every frame is accounted for" ledger_adds_up
+    check "bridge and guest sleep when there is nothing to do" sleeps_when_idle bridge alpha
+}
+
+main "$@"
