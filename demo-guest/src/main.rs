@@ -1,19 +1,22 @@
 //! A guest that is a process: joined to the bridge by shared memory and
-//! eventfds only, with its own TCP/IP stack inside.
+//! eventfds only, or by a byte stream, with its own TCP/IP stack inside.
 //!
 //! One thread drives the stack and the applications, and sleeps on the doorbell
-//! when there is nothing to do. When the daemon goes away the guest keeps its
+//! or the stream when there is nothing to do. When the daemon goes away the guest keeps its
 //! connections, waits for a daemon to come back, and puts the new link under the
 //! running stack.
 
+mod attach;
 mod commands;
 
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use attach::{Attached, Memory, Stream, StreamPlace};
 use clap::Parser;
 use commands::Commands;
 use demo_guest::apps;
@@ -27,14 +30,9 @@ use guest_stack::stack::Stack;
 use guest_stack::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use shm_link::control::GuestState;
-use shm_link::doorbell::Doorbell;
+use shm_link::link::Link;
 use shm_link::linux::address::Address;
-use shm_link::linux::attach::Attachment;
-use shm_link::linux::event::EventFd;
-use shm_link::shm::ShmLink;
 
-/// How long one attempt to attach may take.
-const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to rest between attempts while no daemon is there.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -45,6 +43,13 @@ struct Options {
     /// Where the bridge listens: a path, or @name for an abstract socket.
     #[arg(long, default_value = "/run/host-bridge.sock", value_name = "ADDRESS")]
     socket: Address,
+    /// Share no memory: be joined by a byte stream to the bridge that listens
+    /// here (its --stream).
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "socket")]
+    stream: Option<Address>,
+    /// Share no memory: be joined by a serial line, such as /dev/ttyS0.
+    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["socket", "stream"])]
+    serial: Option<PathBuf>,
     /// What the guest calls itself.
     #[arg(long, default_value = "demo")]
     name: String,
@@ -57,22 +62,19 @@ struct Options {
     commands: bool,
 }
 
-#[derive(Clone)]
-struct HostBell(Arc<EventFd>);
-
-impl Doorbell for HostBell {
-    fn ring(&self) {
-        self.0.ring();
-    }
-}
-
-type GuestNetwork = Network<ShmLink<HostBell>, StdPlatform>;
-type GuestCommands = Commands<ShmLink<HostBell>, StdPlatform>;
+type GuestNetwork<A> = Network<<A as Attached>::Link, StdPlatform>;
+type GuestCommands<A> = Commands<<A as Attached>::Link, StdPlatform>;
 type Error = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
-    match run(&Options::parse()) {
+    let options = Options::parse();
+    let ended = match (&options.stream, &options.serial) {
+        (Some(address), _) => run::<Stream>(&options, &StreamPlace::Socket(address.clone())),
+        (None, Some(device)) => run::<Stream>(&options, &StreamPlace::Line(device.clone())),
+        (None, None) => run::<Memory>(&options, &options.socket),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");
@@ -81,8 +83,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Options) -> Result<(), Error> {
-    let mut attachment = Attachment::connect(&options.socket, ATTACH_TIMEOUT)?;
+fn run<A: Attached>(options: &Options, place: &A::Place) -> Result<(), Error> {
+    let (mut attachment, link) = A::attach(place)?;
     let seed = random_seed()?;
     let control = Control::new(offer(seed[0] as u32, &options.name));
     let mut config = StackConfig::new(seed);
@@ -92,14 +94,15 @@ fn run(options: &Options) -> Result<(), Error> {
     let kicked = Arc::new(AtomicBool::new(false));
     let kick = kicked.clone();
     let platform = StdPlatform::new(move || kick.store(true, Ordering::Relaxed));
-    let stack = Stack::with_control(link(&attachment)?, config, control, Instant::ZERO);
+    let stack = Stack::with_control(link, config, control, Instant::ZERO);
     let network = Network::new(stack, platform);
     let mut executor = Executor::<parking_lot::RawMutex>::default();
     apps::start_all(&network, &executor.spawner(), &options.name)?;
     let client = Client::new(network.clone(), executor.spawner());
     let mut commands = options.commands.then(|| Commands::new(client));
-    log::info!("attached to {} as client {}", options.socket, attachment.id);
+    log::info!("attached to {place}");
     let mut reported = None;
+    let mut begun = network.platform().now();
     loop {
         let step = network.step();
         report(&network, &mut reported);
@@ -109,38 +112,68 @@ fn run(options: &Options) -> Result<(), Error> {
         }
         let Step::Sleep(until) = step else { continue };
         if let Some(well) = commands.as_ref().and_then(Commands::ended) {
-            return if well { Ok(()) } else { Err("a command failed".into()) };
+            network.with(|stack, _| attachment.leave(stack.link()));
+            return if well {
+                Ok(())
+            } else {
+                Err("a command failed".into())
+            };
         }
-        let until = [until, next_sleeper].into_iter().flatten().min();
+        let again = begin_again(&network, &attachment, &mut begun);
+        let until = [until, next_sleeper, again].into_iter().flatten().min();
         // Commands wait for the network.
         let commands = commands.as_mut().filter(|_| is_running(&network));
-        if sleep(&network, &attachment, until, commands, &executor.spawner())? {
+        let alive = sleep(&network, &attachment, until, commands, &executor.spawner())?;
+        // Whatever kicked the driver meanwhile, here is its next round.
+        kicked.store(false, Ordering::Relaxed);
+        if alive {
             continue;
         }
         if options.once {
             return Ok(());
         }
         log::warn!("the bridge went away; connections stay, waiting for it to come back");
-        attachment = attach_again(&options.socket);
-        let link = link(&attachment)?;
+        let link;
+        (attachment, link) = attach_again::<A>(place);
         network.with(|stack, now| drop(stack.replace_link(link, now)));
-        log::info!("attached again as client {}", attachment.id);
+        begun = network.platform().now();
+        log::info!("attached again");
     }
 }
 
-fn link(attachment: &Attachment) -> Result<ShmLink<HostBell>, Error> {
-    let bell = HostBell(Arc::new(attachment.ring_host.try_clone()?));
-    // SAFETY: a guest trusts its host: the bridge keeps to the layout.
-    Ok(unsafe { ShmLink::attach(attachment.memory.region(), bell) }?)
+/// Begins the conversation with the bridge anew where a message may have been
+/// lost, and says when to look again.
+fn begin_again<A: Attached>(
+    network: &GuestNetwork<A>,
+    attachment: &A,
+    begun: &mut Instant,
+) -> Option<Instant> {
+    let patience = attachment.patience()?;
+    let waits = network.look(|stack| {
+        let state = stack.conversation().map(Control::state);
+        matches!(state, Some(GuestState::Greeting | GuestState::Configuring))
+    });
+    if !waits {
+        return None;
+    }
+    let now = network.platform().now();
+    if *begun + patience.into() <= now {
+        *begun = now;
+        network.with(|stack, _| {
+            if let Some(control) = stack.control() {
+                control.machine().restart();
+            }
+        });
+    }
+    Some(*begun + patience.into())
 }
 
-/// Waits for the doorbell, a command or the deadline; `false` if the daemon went
-/// away.
-fn sleep(
-    network: &GuestNetwork,
-    attachment: &Attachment,
+/// Waits for the link, a command or the deadline; `false` if the bridge went away.
+fn sleep<A: Attached>(
+    network: &GuestNetwork<A>,
+    attachment: &A,
     until: Option<Instant>,
-    commands: Option<&mut GuestCommands>,
+    commands: Option<&mut GuestCommands<A>>,
     spawner: &Spawner<parking_lot::RawMutex>,
 ) -> Result<bool, Error> {
     let timeout = until.map(|until| {
@@ -151,47 +184,46 @@ fn sleep(
         }
     });
     let input = commands.as_ref().and_then(|commands| commands.input());
-    // Without input, the socket stands in its place.
-    let input = input.map_or(attachment.socket.as_fd(), AsFd::as_fd);
-    let mut fds = [
-        PollFd::new(&attachment.doorbell, PollFlags::IN),
-        PollFd::new(&attachment.socket, PollFlags::IN),
-        PollFd::from_borrowed_fd(input, PollFlags::IN),
-    ];
+    let [first, second] = network.with(|stack, _| attachment.wakers(stack.link()));
+    let mut fds = vec![first, second];
+    fds.extend(input.map(|input| PollFd::from_borrowed_fd(input.as_fd(), PollFlags::IN)));
     match poll(&mut fds, timeout.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
-    let [rung, socket, input] = fds.map(|fd| !fd.revents().is_empty());
-    if rung {
-        attachment.doorbell.drain();
-    }
-    if input && let Some(commands) = commands {
+    let ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
+    let wakers = [ready(0), ready(1)];
+    if ready(2)
+        && let Some(commands) = commands
+    {
         commands.read(spawner)?;
     }
-    Ok(!socket || attachment.daemon_alive())
+    Ok(network.with(|stack, _| attachment.woken(wakers, stack.link())))
 }
 
 /// Whether the bridge has configured this guest.
-fn is_running(network: &GuestNetwork) -> bool {
+fn is_running<L: Link>(network: &Network<L, StdPlatform>) -> bool {
     network.look(|stack| {
-        stack.conversation().is_some_and(|control| matches!(control.state(), GuestState::Running))
+        stack
+            .conversation()
+            .is_some_and(|control| matches!(control.state(), GuestState::Running))
     })
 }
 
 /// Tries for ever: the connections are worth waiting for.
-fn attach_again(address: &Address) -> Attachment {
+fn attach_again<A: Attached>(place: &A::Place) -> (A, A::Link) {
     loop {
-        match Attachment::connect(address, ATTACH_TIMEOUT) {
-            Ok(attachment) => return attachment,
+        // First, because who is turned away comes here at once.
+        std::thread::sleep(RETRY);
+        match A::attach(place) {
+            Ok(attached) => return attached,
             Err(error) => log::debug!("not yet: {error}"),
         }
-        std::thread::sleep(RETRY);
     }
 }
 
 /// Logs what the bridge said, when it is new.
-fn report(network: &GuestNetwork, seen: &mut Option<(u64, GuestState)>) {
+fn report<L: Link>(network: &Network<L, StdPlatform>, seen: &mut Option<(u64, GuestState)>) {
     network.look(|stack| {
         let Some(control) = stack.conversation() else {
             return;

@@ -231,6 +231,14 @@ impl Table {
         Some(index)
     }
 
+    /// Takes a slot off the dirty list if it was the last to be marked.
+    pub(crate) fn unmark_last(&mut self, index: u32) {
+        if self.dirty.back() == Some(&index) {
+            self.dirty.pop_back();
+            self.slots[index as usize].dirty = false;
+        }
+    }
+
     /// Puts a slot back where it was taken from.
     pub(crate) fn mark_first(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
@@ -276,8 +284,13 @@ impl Table {
         }
     }
 
+    /// Whether a slot waits for a neighbour's hardware address.
+    pub(crate) fn waits(&self, index: u32) -> bool {
+        self.waiting.contains(&index)
+    }
+
     /// A neighbour may have answered: all that wait try again.
-    pub(crate) fn neighbour_changed(&mut self) {
+    pub(crate) fn mark_waiting(&mut self) {
         for index in &self.waiting {
             let slot = &mut self.slots[*index as usize];
             if !slot.dirty {

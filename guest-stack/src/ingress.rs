@@ -124,7 +124,7 @@ impl Sockets {
             Class::Arp if !protocols.ipv4 => Ending::ProtocolOff,
             Class::Arp => {
                 self.feed_default(now, frame, tx);
-                self.table.neighbour_changed();
+                self.neighbour_spoke = true;
                 Ending::Default
             }
             Class::Ip(packet) => {
@@ -466,7 +466,7 @@ impl Sockets {
         }
         self.feed_default(now, frame, tx);
         if NEIGHBOUR.contains(&message) {
-            self.table.neighbour_changed();
+            self.neighbour_spoke = true;
         }
         Ending::Default
     }

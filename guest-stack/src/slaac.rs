@@ -24,6 +24,8 @@ use crate::egress::earlier;
 /// RFC 4861, section 10.
 const MAX_SOLICITATIONS: u8 = 3;
 const SOLICITATION_INTERVAL: Duration = Duration::from_secs(4);
+/// An advertisement does not shorten the life of an address below this.
+const TWO_HOURS: Duration = Duration::from_secs(2 * 3600);
 /// Prefixes that are kept; further ones are ignored.
 const MAX_PREFIXES: usize = 2;
 
@@ -103,8 +105,14 @@ impl Slaac {
             .iter_mut()
             .find(|(known, _)| *known == address)
         {
-            *known = valid_until;
-            return self.expire(now);
+            // RFC 4862, 5.5.3 e: nobody proves who sent an advertisement, so one
+            // alone does not end an address.
+            if prefix.valid_lifetime > TWO_HOURS || valid_until > *known {
+                *known = valid_until;
+            } else {
+                *known = (*known).min(now + TWO_HOURS);
+            }
+            return false;
         }
         prefix.valid_lifetime > Duration::ZERO && self.prefixes.push((address, valid_until)).is_ok()
     }
@@ -180,6 +188,24 @@ mod tests {
         assert_eq!(slaac.router(), Some(ROUTER));
         assert!(slaac.handle_advertisement(ROUTER, Duration::ZERO, None, now));
         assert_eq!(slaac.router(), None);
+    }
+
+    #[test]
+    fn one_forged_advertisement_does_not_take_an_address_away() {
+        let mut slaac = Slaac::new(MAC, Instant::ZERO);
+        let lifetime = Duration::from_secs(1800);
+        let day = 24 * 3600;
+        slaac.handle_advertisement(ROUTER, lifetime, Some(prefix(64, day)), Instant::ZERO);
+        // RFC 4862, 5.5.3 e: not below two hours at once …
+        assert!(!slaac.handle_advertisement(ROUTER, lifetime, Some(prefix(64, 0)), Instant::ZERO));
+        let hour = |hours: i64| Instant::from_secs(hours * 3600);
+        assert!(slaac.addresses().next().is_some());
+        // … and what has less than two hours left keeps what it has.
+        slaac.handle_advertisement(ROUTER, lifetime, Some(prefix(64, 1)), hour(1));
+        slaac.expire(hour(2) - Duration::from_secs(1));
+        assert!(slaac.addresses().next().is_some());
+        slaac.expire(hour(2));
+        assert!(slaac.addresses().next().is_none());
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub struct Sockets {
     pub(crate) groups_at: Option<Instant>,
     /// Frames may have changed the application's own sockets.
     pub(crate) application_dirty: bool,
+    /// A neighbour's hardware address may have come.
+    pub(crate) neighbour_spoke: bool,
 }
 
 /// Makes an `Interface`. It is large, and built on the call stack; a function of
@@ -138,6 +140,7 @@ impl Sockets {
             counters: Counters::default(),
             groups_at: Some(now),
             application_dirty: false,
+            neighbour_spoke: false,
             config,
             net,
         };

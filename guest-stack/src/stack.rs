@@ -19,6 +19,7 @@ use crate::error::ConfigError;
 use crate::flow::Handle;
 use crate::sockets::Sockets;
 use crate::tcp::TcpStreamId;
+use crate::tcp::options::TcpOptions;
 use crate::udp::UdpId;
 
 /// What to do after a [`Stack::poll`].
@@ -123,6 +124,10 @@ impl<L: Link> Stack<L> {
             }
         }
         rx.flush();
+        // Once for all frames: anybody can send many.
+        if core::mem::take(&mut sockets.neighbour_spoke) {
+            sockets.table.mark_waiting();
+        }
 
         sockets.poll_autoconf(now, tx);
         sockets.call_stream_handlers(now, budget, tx);
@@ -172,7 +177,7 @@ impl<L: Link> Stack<L> {
             deadline: self.deadline,
             more_work,
             wants_room: self.wants_room,
-            link_error: self.sockets.io.link_error,
+            link_error: self.link_error(),
         }
     }
 
@@ -216,6 +221,7 @@ impl<L: Link> Stack<L> {
         let (_, tx) = self.link.split();
         let mut more_work = false;
         if self.sockets.table.named(slot).is_some() {
+            self.sockets.table.unmark_last(slot.index);
             match self.sockets.serve(slot.index, now, tx) {
                 Turn::Done => {}
                 Turn::More => more_work = true,
@@ -223,8 +229,19 @@ impl<L: Link> Stack<L> {
             }
             tx.flush();
         }
+        more_work |= !self.sockets.notices.is_empty();
         self.deadline = earlier(self.deadline, self.sockets.table.deadline());
         self.status(more_work)
+    }
+
+    /// Why the link cannot go on, if it cannot; also in every [`Poll`].
+    pub fn link_error(&self) -> Option<LinkError> {
+        self.sockets.io.link_error
+    }
+
+    /// Options of streams for which nothing else is said.
+    pub fn default_tcp_options(&self) -> TcpOptions {
+        self.sockets.config.tcp
     }
 
     /// The sockets. Poll again after using them: what was written or closed has

@@ -34,9 +34,10 @@ pub(crate) struct UdpSocket {
     closed: bool,
 }
 
-/// How long datagrams wait for their neighbour's hardware address before they
-/// are thrown away: three requests, as Linux does.
-const NEIGHBOUR_PATIENCE: Duration = Duration::from_secs(3);
+/// How long datagrams, and the last segment of a connection, wait for their
+/// neighbour's hardware address before they are thrown away: three requests, as
+/// Linux does.
+pub(crate) const NEIGHBOUR_PATIENCE: Duration = Duration::from_secs(3);
 
 impl UdpSocket {
     pub(crate) fn socket(&mut self) -> &mut udp::Socket<'static> {

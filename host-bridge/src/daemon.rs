@@ -44,12 +44,14 @@ impl Daemon {
         let mut servers = Vec::new();
         for socket in &settings.sockets {
             let (places, policy) = (socket.places.clone(), socket.policy.clone());
-            servers.push(Server::bind(
-                &socket.address,
-                bridge.clone(),
-                places,
-                policy,
-            )?);
+            let mut server = Server::bind(&socket.address, bridge.clone(), places, policy)?;
+            if let Some(address) = &socket.stream {
+                server.bind_stream(address)?;
+            }
+            for device in &socket.serials {
+                server.add_line(device)?;
+            }
+            servers.push(server);
         }
         let admin = match &settings.admin {
             Some(address) => Some(AdminServer::bind(address, bridge.clone())?),
@@ -183,6 +185,12 @@ fn announce(settings: &Settings) {
         }
         log::info!("  QEMU: {}", qemu_options(address));
         log::info!("  a process: shm_link::linux::attach::Attachment::connect to {address}");
+        if let Some(address) = &socket.stream {
+            log::info!("  a process that shares no memory: shm_link::stream to {address}");
+        }
+        for device in &socket.serials {
+            log::info!("  a machine at the serial line {}", device.display());
+        }
     }
     match &settings.admin {
         Some(address) => {

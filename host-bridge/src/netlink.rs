@@ -15,7 +15,7 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
 };
 use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage, State,
 };
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{
@@ -40,8 +40,9 @@ pub struct LinkInfo {
     pub up: bool,
     /// Whether it has a carrier.
     pub carrier: bool,
-    /// Whether it carries packets: up, with a carrier, and its queue at work.
-    /// Follows a change of the carrier a little later.
+    /// Whether it carries packets: up, with a carrier, and its queue at work
+    /// (operational state "up", RFC 2863). Follows a change of the carrier a
+    /// little later.
     pub running: bool,
     /// Index of the bridge it belongs to.
     pub master: Option<u32>,
@@ -336,7 +337,8 @@ fn link_info(message: LinkMessage) -> LinkInfo {
         mac: None,
         up: flags.contains(LinkFlags::Up),
         carrier: flags.contains(LinkFlags::LowerUp),
-        running: flags.contains(LinkFlags::Running),
+        // Not the flag of this name: that one is set in state "unknown", too.
+        running: false,
         master: None,
         kind: None,
     };
@@ -344,6 +346,7 @@ fn link_info(message: LinkMessage) -> LinkInfo {
         match attribute {
             LinkAttribute::IfName(name) => info.name = name,
             LinkAttribute::Mtu(mtu) => info.mtu = mtu,
+            LinkAttribute::OperState(state) => info.running = state == State::Up,
             LinkAttribute::Address(mac) => info.mac = mac.try_into().ok(),
             LinkAttribute::Controller(index) => info.master = (index != 0).then_some(index),
             LinkAttribute::LinkInfo(parts) => {

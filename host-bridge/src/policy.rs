@@ -6,6 +6,9 @@
 
 use std::sync::Arc;
 
+use shm_link::link::MAX_FRAME_LEN;
+use shm_link::offload::Offloads;
+
 use crate::filter::Filter;
 use crate::impair::ImpairConfig;
 
@@ -21,6 +24,10 @@ pub(crate) struct Policy {
     pub(crate) carrier: bool,
     /// Longest packet, without the 14-byte Ethernet header.
     pub(crate) mtu: u16,
+    /// What frames from the guest may leave to the kernel.
+    pub(crate) offloads_to_host: Offloads,
+    /// What frames from the kernel may leave to the guest.
+    pub(crate) offloads_to_guest: Offloads,
     /// Fault injection on the way from guest to host.
     pub(crate) impair_to_host: ImpairConfig,
     /// Fault injection on the way from host to guest.
@@ -39,9 +46,20 @@ pub(crate) enum Stop {
 }
 
 impl Policy {
-    /// Longest frame: the packet, its Ethernet header, and room for a VLAN tag.
+    /// Longest frame on the wire: the packet, its Ethernet header, and room for a
+    /// VLAN tag.
     pub(crate) fn max_frame_len(&self) -> usize {
         usize::from(self.mtu) + 18
+    }
+
+    /// Longest frame that the kernel may have for the guest: with segmentation
+    /// left to the guest, a super-frame.
+    pub(crate) fn max_frame_len_to_guest(&self) -> usize {
+        const SEGMENTATION: u32 = Offloads::TSO4.union(Offloads::TSO6).bits();
+        match self.offloads_to_guest.bits() & SEGMENTATION {
+            0 => self.max_frame_len(),
+            _ => MAX_FRAME_LEN,
+        }
     }
 }
 

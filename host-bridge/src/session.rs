@@ -19,6 +19,7 @@ use shm_link::control::{
     ConfigError, HostControl, HostEvent, HostOffer, Level, NetworkConfig, VersionRange,
 };
 use shm_link::fault::PeerFault;
+use shm_link::offload::Offloads;
 use tokio::sync::watch;
 
 use crate::filter::{Filter, FilterConfig};
@@ -57,7 +58,7 @@ impl fmt::Display for PortState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Set the TAP's MTU and carrier.
-    SetTap { mtu: u16, carrier: bool },
+    SetTap(TapSettings),
     /// The guest has answered the change with this serial.
     Answered {
         serial: u32,
@@ -67,28 +68,55 @@ pub(crate) enum Action {
     Log { level: log::Level, text: String },
 }
 
+/// How the host's end of the link is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TapSettings {
+    pub(crate) mtu: u16,
+    pub(crate) carrier: bool,
+    /// What the kernel may leave to the guest.
+    pub(crate) offloads: Offloads,
+}
+
+impl From<&NetworkConfig> for TapSettings {
+    fn from(config: &NetworkConfig) -> Self {
+        Self {
+            mtu: config.mtu,
+            carrier: config.carrier,
+            offloads: config.offloads_to_guest,
+        }
+    }
+}
+
 /// The session of one port.
 pub(crate) struct Session {
     control: HostControl,
     /// What the guest last confirmed, if it is configured.
     confirmed: Option<NetworkConfig>,
+    /// The offloads of the TAP.
+    capable: Offloads,
     filter: FilterConfig,
     policy: watch::Sender<Arc<Policy>>,
     state: PortState,
 }
 
 impl Session {
+    /// A session that waits for its guest. `capable` is what the TAP can leave
+    /// undone and do for others.
     pub(crate) fn new(
-        network: NetworkConfig,
+        mut network: NetworkConfig,
+        capable: Offloads,
         filter: FilterConfig,
         impair_to_host: ImpairConfig,
         impair_to_guest: ImpairConfig,
     ) -> Result<Self, ConfigError> {
+        set_offloads(&mut network, capable, &impair_to_host, &impair_to_guest);
         let policy = Policy {
             filter: filter_for(&filter, &[&network]),
             ready: false,
             carrier: network.carrier,
             mtu: network.mtu,
+            offloads_to_host: Offloads::NONE,
+            offloads_to_guest: Offloads::NONE,
             impair_to_host,
             impair_to_guest,
             stop: None,
@@ -101,6 +129,7 @@ impl Session {
         Ok(Self {
             control: HostControl::new(offer)?,
             confirmed: None,
+            capable,
             filter,
             policy: watch::Sender::new(Arc::new(policy)),
             state: PortState::Waiting,
@@ -113,6 +142,11 @@ impl Session {
 
     pub(crate) fn state(&self) -> &PortState {
         &self.state
+    }
+
+    /// Whether the guest has a configuration, so that frames flow.
+    pub(crate) fn is_running(&self) -> bool {
+        self.state == PortState::Running
     }
 
     pub(crate) fn guest_name(&self) -> String {
@@ -176,10 +210,7 @@ impl Session {
             HostEvent::Configured(config) => {
                 self.state = PortState::Running;
                 let text = format!("{} is configured: {}", self.who(), summary(&config));
-                let tap = Action::SetTap {
-                    mtu: config.mtu,
-                    carrier: config.carrier,
-                };
+                let tap = Action::SetTap((&config).into());
                 self.confirmed = Some(config);
                 self.apply_policy();
                 vec![tap, info(text)]
@@ -196,10 +227,7 @@ impl Session {
                     result: Ok(()),
                 }];
                 if let Some(config) = &self.confirmed {
-                    actions.push(Action::SetTap {
-                        mtu: config.mtu,
-                        carrier: config.carrier,
-                    });
+                    actions.push(Action::SetTap(config.into()));
                     actions.push(info(format!(
                         "{} applied a change: {}",
                         self.who(),
@@ -247,10 +275,11 @@ impl Session {
                 self.not_ready();
                 let mtu = self.policy.borrow().mtu;
                 vec![
-                    Action::SetTap {
+                    Action::SetTap(TapSettings {
                         mtu,
                         carrier: false,
-                    },
+                        offloads: Offloads::NONE,
+                    }),
                     info(text),
                 ]
             }
@@ -258,17 +287,33 @@ impl Session {
         })
     }
 
-    /// Changes what the guest is to have. The serial names the change in a later
-    /// [`Action::Answered`], which comes only if the guest is running.
+    /// Changes what the guest is to have, and the fault injection; `None` leaves
+    /// a direction as it is. All or nothing. Says the serial by which a later
+    /// [`Action::Answered`] names the change, if the guest has to know of it; it
+    /// comes only if the guest is running.
     pub(crate) fn update(
         &mut self,
-        change: impl FnOnce(&mut NetworkConfig),
-    ) -> Result<u32, ConfigError> {
+        change: impl FnOnce(&mut NetworkConfig) -> Result<(), String>,
+        to_host: Option<ImpairConfig>,
+        to_guest: Option<ImpairConfig>,
+    ) -> Result<Option<u32>, String> {
+        let current = self.impairments();
+        let to_host = to_host.unwrap_or(current.0);
+        let to_guest = to_guest.unwrap_or(current.1);
         let mut network = self.control.offered().clone();
-        change(&mut network);
-        let serial = self.control.update(network)?;
+        change(&mut network)?;
+        set_offloads(&mut network, self.capable, &to_host, &to_guest);
+        let before = self.control.offered().serial;
+        let serial = self
+            .control
+            .update(network)
+            .map_err(|error| error.to_string())?;
+        self.change_policy(|policy| {
+            policy.impair_to_host = to_host;
+            policy.impair_to_guest = to_guest;
+        });
         self.apply_policy();
-        Ok(serial)
+        Ok((serial != before).then_some(serial))
     }
 
     /// The guest would not have the change: what it confirmed still holds. A
@@ -293,22 +338,6 @@ impl Session {
         self.apply_policy();
     }
 
-    /// Changes the fault injection; `None` leaves a direction as it is.
-    pub(crate) fn set_impairments(
-        &mut self,
-        to_host: Option<ImpairConfig>,
-        to_guest: Option<ImpairConfig>,
-    ) {
-        self.change_policy(|policy| {
-            if let Some(config) = to_host {
-                policy.impair_to_host = config;
-            }
-            if let Some(config) = to_guest {
-                policy.impair_to_guest = config;
-            }
-        });
-    }
-
     /// Ends the session and tells the pumps to end.
     pub(crate) fn end(&mut self, why: String, stop: Stop) {
         self.state = PortState::Ended(why);
@@ -329,11 +358,15 @@ impl Session {
         let held = self.confirmed.as_ref().unwrap_or(agreed);
         let filter = filter_for(&self.filter, &[held, agreed]);
         let (carrier, mtu) = (agreed.carrier, held.mtu.max(agreed.mtu));
+        let to_host = held.offloads_to_host.union(agreed.offloads_to_host);
+        let to_guest = agreed.offloads_to_guest;
         self.change_policy(|policy| {
             policy.filter = filter;
             policy.ready = true;
             policy.carrier = carrier;
             policy.mtu = mtu;
+            policy.offloads_to_host = to_host;
+            policy.offloads_to_guest = to_guest;
         });
     }
 
@@ -348,6 +381,23 @@ impl Session {
             name => format!("guest {}", printable(name)),
         }
     }
+}
+
+/// Offers what the TAP is capable of; nothing under fault injection: it is to
+/// meet the packets of the wire, not super-frames, and a flipped bit is not to be
+/// covered by a checksum that is made afterwards.
+fn set_offloads(
+    network: &mut NetworkConfig,
+    capable: Offloads,
+    to_host: &ImpairConfig,
+    to_guest: &ImpairConfig,
+) {
+    let offloads = match to_host.is_transparent() && to_guest.is_transparent() {
+        true => capable,
+        false => Offloads::NONE,
+    };
+    network.offloads_to_host = offloads;
+    network.offloads_to_guest = offloads;
 }
 
 /// A filter that lets the guest use the addresses of all these configurations.

@@ -15,14 +15,10 @@
 
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+# shellcheck source=scripts/topology/checks.sh
+. "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
 
 TOPOLOGY=$(basename "$0" .sh)
-# SHA-256 of the pattern that guests send, seed 0, made by another program.
-declare -A PATTERN_SHA256=(
-    [1000000]=b3d0a1f7938cd4d8413a4dcffd4313e2e8ac0cb61cb1090eb140ea8e9154befb
-    [10000000]=688f5dc4e87a59431f9201e48f83eb3d7bc68c815a108292bfe76ba19af01390
-    [100000000]=250f404dbeb86450579855234de9d3b3cb523ed6bd3325fd4cb13e3add7850d4
-)
 
 usage() {
     cat <<TEXT
@@ -42,6 +38,13 @@ TEXT
 
 # ---- Privilege and state -----------------------------------------------------
 
+# Root of the machine, not of a user namespace.
+is_root() {
+    local _ count
+    read -r _ _ count </proc/self/uid_map
+    [ "$EUID" -eq 0 ] && [ "$count" -eq 4294967295 ]
+}
+
 # Without root everything happens in a user namespace, which has a /run of its
 # own for the names of network namespaces.
 enter_user_namespace() {
@@ -49,26 +52,26 @@ enter_user_namespace() {
         { mount -t tmpfs tmpfs /run && mkdir /run/netns; } || die "no private /run"
         export TOPOLOGY_PRIVATE=entered
     fi
-    if [ -n "${TOPOLOGY_PRIVATE:-}" ] || { [ "$EUID" -eq 0 ] && [ -w /run ]; }; then
+    if [ -n "${TOPOLOGY_PRIVATE:-}" ] || is_root; then
         return
     fi
     need unshare=util-linux nsenter=util-linux
     if [ "$COMMAND" = check ]; then
         # Where `up` was: with its processes.
         recorded bridge || die "$TOPOLOGY ($ID) is not up"
-        TOPOLOGY_PRIVATE=entered exec nsenter --preserve-credentials --user --mount \
+        TOPOLOGY_PRIVATE=entered exec nsenter --preserve-credentials --user --mount --net \
             --target "$PID" -- "$BASH" "$SCRIPT" "$COMMAND" --id "$ID"
     fi
-    unshare --user --map-root-user --mount true 2>/dev/null ||
+    unshare --user --map-root-user --mount --net true 2>/dev/null ||
         die "needs root: this user gets no user namespace (see sysctl user.max_user_namespaces," \
             "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
-    TOPOLOGY_PRIVATE=1 exec unshare --user --map-root-user --mount -- \
+    TOPOLOGY_PRIVATE=1 exec unshare --user --map-root-user --mount --net -- \
         "$BASH" "$SCRIPT" "$COMMAND" ${GIVEN_ID:+--id "$GIVEN_ID"}
 }
 
 choose_base() {
     BASE=${TOPOLOGY_STATE:-}
-    if [ -z "$BASE" ] && [ "$EUID" -eq 0 ] && [ -w /run ]; then
+    if [ -z "$BASE" ] && is_root; then
         BASE=/run/host-bridge-topology
     elif [ -z "$BASE" ]; then
         BASE=/tmp/host-bridge-topology-$EUID
@@ -182,7 +185,7 @@ start_bridge() {
 
 bridge_answers() {
     recorded bridge || {
-        ERR=$(tail -n 3 "$STATE/bridge.log")
+        ERR=$(tail -n 3 "$STATE/bridge.log" 2>/dev/null)
         [ ! -s "$STATE/bridge.log" ]
     } || return 1
     [ -S "$STATE/admin" ] && bridge status >/dev/null
@@ -221,154 +224,6 @@ tell() {
 
 has_answered() {
     [ "$(grep -cE "^(ok|failed) " "$STATE/$1.log")" -gt "$2" ]
-}
-
-# ---- Checks ------------------------------------------------------------------
-
-# check TEXT COMMAND...: one line of the report. The command may set DETAIL.
-check() {
-    local text=$1
-    shift
-    DETAIL='' OUT='' ERR=''
-    if "$@"; then
-        ok "$text${DETAIL:+: $DETAIL}"
-    else
-        fail "$text${DETAIL:+: $DETAIL}"
-        printf '%s\n' "$OUT" "$ERR" | tail -n 4 | grep . | sed 's/^/      | /'
-    fi
-}
-
-# url ADDRESS PORT PATH
-url() {
-    case $1 in
-    *:*) echo "http://[$1]:$2$3" ;;
-    *) echo "http://$1:$2$3" ;;
-    esac
-}
-
-# answers_pings ROLE ADDRESS [COUNT]: every one.
-answers_pings() {
-    at "$1" 20 ping -n -q -c "${3:-5}" -i 0.05 -W 2 "$2" || return 1
-    DETAIL=$(sed -n 's/.*= \([^/]*\)\/\([^/]*\)\/.*/fastest \1 ms, mean \2 ms/p' <<<"$OUT")
-    grep -q " ${3:-5} received" <<<"$OUT"
-}
-
-# serves_page ROLE ADDRESS NAME [PORT]: the page of the guest of that name.
-serves_page() {
-    at "$1" 10 curl -gsS -m 8 "$(url "$2" "${4:-80}" /)" && grep -q "^Hello from $3," <<<"$OUT"
-}
-
-# sends_intact ROLE ADDRESS BYTES [SECONDS [PORT]]: a guest's page arrives bit by bit.
-sends_intact() {
-    local limit=${4:-60} since=${EPOCHREALTIME/./}
-    # shellcheck disable=SC2016 # expanded by the inner shell
-    at "$1" $((limit + 2)) bash -c 'set -o pipefail; curl -gsS -m "$1" "$2" | sha256sum' - \
-        "$limit" "$(url "$2" "${5:-80}" "/bytes/$3")" || return 1
-    rate "$3" "$since"
-    [ "${OUT%% *}" = "${PATTERN_SHA256[$3]}" ]
-}
-
-# The other way, bytes that count up, so that none can stand for another.
-# shellcheck disable=SC2016 # expanded by an inner shell
-count_up='seq 1 999999999 2>/dev/null | head -c "$1"'
-
-# takes_intact ROLE ADDRESS BYTES [SECONDS]: a guest tells the hash of what it got.
-takes_intact() {
-    local limit=${4:-60} expected since
-    bounded 60 bash -c "$count_up | sha256sum" - "$3" || return 1
-    expected="$3 ${OUT%% *}"
-    since=${EPOCHREALTIME/./}
-    at "$1" "$limit" bash -c "$count_up | nc -N \"\$2\" 5001" - "$3" "$2"
-    rate "$3" "$since"
-    [ "$OUT" = "$expected" ]
-}
-
-# rate BYTES SINCE: sets DETAIL.
-rate() {
-    local micros=$((${EPOCHREALTIME/./} - $2))
-    DETAIL="$(($1 / 1000)) kB in $((micros / 1000)) ms, $((8 * $1 / micros)) Mbit/s"
-}
-
-# echoes_datagrams ROLE ADDRESS [PORT]
-echoes_datagrams() {
-    # shellcheck disable=SC2016 # expanded by the inner shell
-    at "$1" 5 bash -c 'echo "datagram for $1" | nc -u -W 1 -w 3 "$1" "$2"' - "$2" "${3:-7}" &&
-        [ "$OUT" = "datagram for $2" ]
-}
-
-# echoes_stream ROLE ADDRESS BYTES
-echoes_stream() {
-    local expected
-    bounded 20 bash -c "$count_up | sha256sum" - "$3" || return 1
-    expected=$OUT
-    at "$1" 30 bash -c "$count_up | nc -N \"\$2\" 7 | sha256sum" - "$3" "$2" && [ "$OUT" = "$expected" ]
-}
-
-# start_capture ROLE INTERFACE FILTER, end_capture: what goes by, one packet a
-# line, in the file $CAPTURE.
-start_capture() {
-    CAPTURE=$STATE/capture.log
-    spawn capture ip netns exec "$NS-$1" tcpdump -i "$2" -Z root -n -l --immediate-mode "$3"
-    until_true 5 grep -q '^listening on' "$CAPTURE" 2>/dev/null
-}
-
-end_capture() {
-    end_processes "$STATE" capture
-}
-
-# captured COUNT PATTERN: at least so many packets; see start_capture.
-captured() {
-    local count=$1
-    shift
-    until_true 2 captured_now "$count" "$@"
-}
-
-captured_now() {
-    [ "$(grep -cE "$2" "$CAPTURE")" -ge "$1" ]
-}
-
-# The ledger of every port: frames in = frames out + drops with a name.
-ledger_adds_up() {
-    bridge status || return 1
-    grep -q '^guest' <<<"$OUT" && ! grep '^guest' <<<"$OUT" | grep -vq ' ok *$'
-}
-
-# counter PORT DIRECTION NAME: prints a number of the port's, 0 if there is none.
-counter() {
-    bridge status --json "$1" || return 1
-    # The output has one value a line.
-    awk -v direction="\"$2\":" -v name="\"$3\":" '
-        $1 == direction { inside = 1 }
-        inside && $1 == name { value = $2 + 0; inside = 0 }
-        /"(guest_to_host|host_to_guest)":/ { inside = ($1 == direction) }
-        END { print value + 0 }' <<<"$OUT"
-}
-
-# sleeps_when_idle NAME...: within some seconds there is one in which none of the
-# processes wakes up. (The kernel asks for its neighbours now and then.)
-sleeps_when_idle() {
-    local tries before after
-    for tries in {1..8}; do
-        before=$(switches "$@")
-        sleep 1
-        after=$(switches "$@")
-        DETAIL="$((after - before)) wake-ups in second $tries"
-        [ "$after" -eq "$before" ] && return 0
-    done
-    return 1
-}
-
-# Times that the processes' threads went to sleep, all together.
-switches() {
-    local name sum=0 count file
-    for name; do
-        recorded "$name" || return 1
-        for file in "/proc/$PID/task"/*/status; do
-            count=$(sed -n 's/^voluntary_ctxt_switches:[^0-9]*//p' "$file")
-            sum=$((sum + count))
-        done
-    done
-    echo "$sum"
 }
 
 # ---- Commands ----------------------------------------------------------------

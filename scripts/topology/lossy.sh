@@ -155,8 +155,8 @@ all_kinds() {
     both_ways "$via: delay with jitter" 10000000 1000000 60
     heal
 
-    harm to_guest delay=1ms,reorder=5%,gap=3,seed=5 delay 1ms reorder 95% gap 3
-    harm to_host delay=1ms,reorder=5%,gap=3,seed=6 delay 1ms reorder 95% gap 3
+    harm to_guest delay=1ms,reorder=5%,gap=3,seed=5 delay 1ms reorder 5%
+    harm to_host delay=1ms,reorder=5%,gap=3,seed=6 delay 1ms reorder 5%
     both_ways "$via: reordering" 10000000 1000000 60
     heal
 

@@ -39,7 +39,7 @@ const fn record_len(len: usize) -> u64 {
 /// The longest body that always fits a ring of `capacity` bytes, wherever its
 /// cursors stand: a record and the skip before it take less than twice its
 /// length.
-const fn longest(capacity: usize) -> usize {
+pub(crate) const fn longest(capacity: usize) -> usize {
     capacity / 2 - RECORD_HEADER_LEN
 }
 

@@ -66,6 +66,11 @@ impl RingPlace {
         region.part(self.offset, RING_HEADER_LEN + self.capacity)
     }
 
+    /// The longest frame that fits the ring wherever its cursors stand.
+    pub fn max_frame_len(&self) -> usize {
+        crate::record::longest(self.capacity).min(crate::link::MAX_FRAME_LEN)
+    }
+
     fn end(&self) -> usize {
         self.offset + RING_HEADER_LEN + self.capacity
     }
@@ -166,7 +171,10 @@ impl Layout {
             if layout.used_len() > len {
                 break;
             }
-            best = Ok(Self { region_len: layout.region_len.min(len), ..layout });
+            best = Ok(Self {
+                region_len: layout.region_len.min(len),
+                ..layout
+            });
             bytes *= 2;
         }
         best

@@ -441,7 +441,21 @@ fn an_update_that_makes_no_sense_for_this_guest_changes_nothing() {
     config.mac = [0; 6];
     assert_eq!(pair.host.update(config), Err(ConfigError::Mac));
     assert!(pair.host.poll_transmit().is_none());
-    assert_eq!(pair.update(|_| {}), 1, "no serial was used up");
+    assert_eq!(pair.update(|c| c.mtu = 999), 1, "no serial was used up");
+}
+
+#[test]
+fn a_change_that_makes_no_difference_to_the_guest_is_not_sent() {
+    let mut offer = guest_offer();
+    offer.max_mtu = 1400;
+    let mut pair = Pair::with(offer, host_offer());
+    pair.run();
+    assert_eq!(pair.update(|c| c.mtu = 1450), 0);
+    assert!(pair.host.poll_transmit().is_none());
+    assert_eq!(pair.host.offered().mtu, 1450);
+    assert_eq!(pair.update(|c| c.mtu = 1300), 1);
+    pair.run();
+    assert_eq!(pair.guest_events[1..], ["changed 1 mtu 1300"]);
 }
 
 #[test]

@@ -143,13 +143,17 @@ impl<L: Link, P: Platform> Network<L, P> {
         }
     }
 
-    /// [`run`](Self::run) as a future.
+    /// [`run`](Self::run) as a future. It lets other tasks run between two
+    /// rounds of work.
     pub async fn run_async(&self, mut wait: impl AsyncFnMut(Option<Instant>) -> ControlFlow<()>) {
         loop {
-            if let Step::Sleep(until) = self.step()
-                && wait(until).await.is_break()
-            {
-                return;
+            match self.step() {
+                Step::Again => yield_once().await,
+                Step::Sleep(until) => {
+                    if wait(until).await.is_break() {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -164,7 +168,7 @@ impl<L: Link, P: Platform> Network<L, P> {
         local: impl Into<LocalAddr>,
         backlog: usize,
     ) -> Result<TcpListener<L, P>, BindError> {
-        let options = self.with(|stack, _| stack.sockets().config.tcp);
+        let options = self.look(Stack::default_tcp_options);
         self.listen_with(local, backlog, options)
     }
 
@@ -178,7 +182,8 @@ impl<L: Link, P: Platform> Network<L, P> {
         backlog: usize,
         options: TcpOptions,
     ) -> Result<TcpListener<L, P>, BindError> {
-        let id = self.with(|stack, _| stack.sockets().tcp_listen(local, backlog, options))?;
+        let mut inner = self.0.inner.lock();
+        let id = inner.stack.sockets().tcp_listen(local, backlog, options)?;
         Ok(TcpListener {
             network: self.clone(),
             id,
@@ -190,7 +195,7 @@ impl<L: Link, P: Platform> Network<L, P> {
     /// # Errors
     /// [`StreamError`].
     pub async fn connect(&self, remote: SocketAddr) -> Result<TcpStream<L, P>, StreamError> {
-        let options = self.with(|stack, _| stack.sockets().config.tcp);
+        let options = self.look(Stack::default_tcp_options);
         self.connect_with(remote, options).await
     }
 
@@ -203,7 +208,11 @@ impl<L: Link, P: Platform> Network<L, P> {
         remote: SocketAddr,
         options: TcpOptions,
     ) -> Result<TcpStream<L, P>, StreamError> {
-        let id = self.with(|stack, now| stack.sockets().tcp_connect(now, remote, options))?;
+        let now = self.0.platform.now();
+        let mut inner = self.0.inner.lock();
+        let begun = inner.stack.sockets().tcp_connect(now, remote, options);
+        drop(inner);
+        let id = begun?;
         let stream = TcpStream {
             network: self.clone(),
             id,
@@ -219,7 +228,7 @@ impl<L: Link, P: Platform> Network<L, P> {
     /// # Errors
     /// [`BindError`].
     pub fn bind_udp(&self, local: impl Into<LocalAddr>) -> Result<UdpSocket<L, P>, BindError> {
-        let id = self.with(|stack, _| stack.sockets().udp_bind(local))?;
+        let id = self.0.inner.lock().stack.sockets().udp_bind(local)?;
         Ok(UdpSocket {
             network: self.clone(),
             id,
@@ -234,6 +243,19 @@ impl<L: Link, P: Platform> Network<L, P> {
             id,
         }
     }
+}
+
+/// Goes to the end of the executor's queue.
+async fn yield_once() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if core::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 impl<L: Link> Inner<L> {

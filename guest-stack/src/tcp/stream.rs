@@ -16,7 +16,7 @@
 //! | `tcp_close` | detached | the memory is free at once |
 //! | `tcp_abort` | | reset |
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::task::Waker;
 
 use smoltcp::iface::{SocketHandle, SocketSet};
@@ -33,6 +33,7 @@ use crate::error::{BindError, StreamError};
 use crate::flow::{Entry, FlowKey, Handle};
 use crate::ports::{LocalAddr, LocalIp};
 use crate::sockets::Sockets;
+use crate::udp::NEIGHBOUR_PATIENCE;
 
 /// Which half of a stream to shut down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +89,8 @@ pub(crate) struct Flow {
     heard: bool,
     /// Its handler is about to be called.
     noticed: bool,
+    /// Until when its last segment may wait for the neighbour.
+    held_until: Option<Instant>,
     pub(crate) sent: Option<SentTcp>,
 }
 
@@ -115,6 +118,7 @@ impl Flow {
             waiting: None,
             heard: false,
             noticed: false,
+            held_until: None,
             sent: None,
         };
         flow.last_state = flow.socket().state();
@@ -150,6 +154,16 @@ impl Flow {
         let socket = self.socket();
         matches!(socket.state(), State::Closed | State::Listen)
             && socket.remote_endpoint().is_none()
+    }
+
+    /// The connection is over, but its last segment (a reset, or the
+    /// acknowledgement that TIME-WAIT begins with) waits for the neighbour's
+    /// hardware address. Until when it may; `None`: not any more.
+    fn held(&mut self, now: Instant) -> Option<Instant> {
+        // A reset that came, or was sent, leaves the socket without a peer.
+        self.socket().remote_endpoint()?;
+        let until = *self.held_until.get_or_insert(now + NEIGHBOUR_PATIENCE);
+        (until > now).then_some(until)
     }
 
     /// A segment was fed to the socket.
@@ -318,7 +332,8 @@ impl Sockets {
 
     /// Our address for packets to `remote`, if it can be reached.
     pub(crate) fn source_address(&mut self, remote: &IpAddress) -> Option<IpAddress> {
-        if remote.is_unspecified() {
+        // There is no loopback.
+        if remote.is_unspecified() || IpAddr::from(*remote).is_loopback() || self.is_ours(remote) {
             return None;
         }
         let cidrs = self.interface.ip_addrs();
@@ -393,12 +408,13 @@ impl Sockets {
         if bytes.is_empty() {
             return self.flow(id).map(|_| 0);
         }
-        self.tcp_recv_with(id, |data| {
-            let len = data.len().min(bytes.len());
-            bytes[..len].copy_from_slice(&data[..len]);
-            (len, len)
-        })
-        .map(|taken| taken.unwrap_or(0))
+        let Some(socket) = self.readable(id)? else {
+            return Ok(0);
+        };
+        let taken = socket.recv_slice(bytes);
+        self.table.mark(id.0.index);
+        // It cannot fail while there is something to receive.
+        taken.map_err(|_| StreamError::WouldBlock)
     }
 
     /// Shows received bytes where they are: `f` gets a part of them, not empty,
@@ -411,6 +427,24 @@ impl Sockets {
         id: TcpStreamId,
         f: impl FnOnce(&[u8]) -> (usize, R),
     ) -> Result<Option<R>, StreamError> {
+        let Some(socket) = self.readable(id)? else {
+            return Ok(None);
+        };
+        let taken = socket.recv(|data| {
+            let (taken, result) = f(data);
+            (taken.min(data.len()), result)
+        });
+        self.table.mark(id.0.index);
+        // As above.
+        taken.map(Some).map_err(|_| StreamError::WouldBlock)
+    }
+
+    /// The stream's socket if it has received bytes; `None` at their end. Whoever
+    /// takes some marks the slot: the window may have to be announced anew.
+    fn readable(
+        &mut self,
+        id: TcpStreamId,
+    ) -> Result<Option<&mut tcp::Socket<'static>>, StreamError> {
         let flow = self.flow(id)?;
         if flow.read_shut {
             return Ok(None);
@@ -418,21 +452,14 @@ impl Sockets {
         let error = flow.error;
         let connecting = flow.connecting();
         let socket = flow.socket();
-        if !socket.can_recv() {
-            return match error {
-                Some(error) => Err(error),
-                None if connecting || socket.may_recv() => Err(StreamError::WouldBlock),
-                None => Ok(None),
-            };
+        if socket.can_recv() {
+            return Ok(Some(socket));
         }
-        let taken = socket.recv(|data| {
-            let (taken, result) = f(data);
-            (taken.min(data.len()), result)
-        });
-        // The window may have to be announced anew.
-        self.table.mark(id.0.index);
-        // It cannot fail while there is something to receive.
-        taken.map(Some).map_err(|_| StreamError::WouldBlock)
+        match error {
+            Some(error) => Err(error),
+            None if connecting || socket.may_recv() => Err(StreamError::WouldBlock),
+            None => Ok(None),
+        }
     }
 
     /// What a read or write would do.
@@ -642,10 +669,17 @@ impl Sockets {
     /// wishes; `None` in the outer option: the connection was detached.
     pub(crate) fn settle(&mut self, index: u32, now: Instant) -> Option<Option<Instant>> {
         let limits = self.config.limits;
+        let waits = self.table.waits(index);
         let Entry::Flow(flow) = self.table.entry(index) else {
             return None;
         };
         let state = flow.socket().state();
+        if waits
+            && matches!(state, State::Closed | State::TimeWait)
+            && let Some(until) = flow.held(now)
+        {
+            return Some(Some(until));
+        }
         let before = core::mem::replace(&mut flow.last_state, state);
         match state {
             State::Closed | State::Listen => {

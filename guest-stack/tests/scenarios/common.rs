@@ -562,17 +562,22 @@ impl Bench {
 
     /// Tells the stack the bare end's hardware address.
     pub(crate) fn introduce_peer(&mut self) {
-        let mut arp = Vec::new();
-        arp.extend_from_slice(&MAC[0]);
-        arp.extend_from_slice(&MAC[1]);
-        arp.extend_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
-        arp.extend_from_slice(&MAC[1]);
-        arp.extend_from_slice(&[10, 0, 0, 2]);
-        arp.extend_from_slice(&[0; 6]);
-        arp.extend_from_slice(&[10, 0, 0, 1]);
-        let answers = self.exchange(&arp);
+        let answers = self.exchange(&arp_request());
         assert_eq!(answers.len(), 1, "an ARP reply");
     }
+}
+
+/// The bare end asks for the stack's hardware address, which tells its own.
+pub(crate) fn arp_request() -> Vec<u8> {
+    let mut arp = Vec::new();
+    arp.extend_from_slice(&MAC[0]);
+    arp.extend_from_slice(&MAC[1]);
+    arp.extend_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    arp.extend_from_slice(&MAC[1]);
+    arp.extend_from_slice(&[10, 0, 0, 2]);
+    arp.extend_from_slice(&[0; 6]);
+    arp.extend_from_slice(&[10, 0, 0, 1]);
+    arp
 }
 
 /// Bytes that do not repeat soon.

@@ -228,6 +228,10 @@ fn a_datagram_that_cannot_be_sent_is_refused_at_once() {
     assert_eq!(send(65_508, "10.0.0.2:9"), Err(UdpError::MessageTooLong));
     assert_eq!(send(1, "192.0.2.1:9"), Err(UdpError::AddrNotAvailable));
     assert_eq!(send(1, "10.0.0.2:0"), Err(UdpError::AddrNotAvailable));
+    // Not to oneself: it would hold up the queue while oneself is asked for.
+    assert_eq!(send(1, "10.0.0.1:9"), Err(UdpError::AddrNotAvailable));
+    assert_eq!(send(1, "[fd00::1]:9"), Err(UdpError::AddrNotAvailable));
+    assert_eq!(send(1, "127.0.0.1:9"), Err(UdpError::AddrNotAvailable));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use guest_stack::tcp::options::TcpOptions;
 use guest_stack::tcp::stream::Shutdown;
 use guest_stack::time::Duration;
 
-use crate::common::{Bench, Pair, pattern};
+use crate::common::{Bench, Pair, arp_request, pattern};
 use crate::frames::{ACK, FIN, RST, SYN, SeenTcp, Segment, tcps};
 use crate::transfer::{read_some, write_some};
 
@@ -326,4 +326,51 @@ fn a_peer_that_closed_and_is_waiting_in_fin_wait_2_does_not_hold_memory_for_ever
     talk.bench.pass(Duration::from_secs(3600));
     assert_eq!(talk.bench.last.unwrap().deadline, None);
     assert_eq!(talk.say(".", b"x")[0].flags & RST, RST);
+}
+
+#[test]
+fn a_reset_after_a_long_silence_waits_for_the_neighbour_to_be_found() {
+    let mut talk = Conversation::new(TcpOptions::default());
+    talk.bench.pass(Duration::from_secs(120));
+    talk.bench.stack.sockets().tcp_abort(talk.stream);
+    assert_eq!(talk.poll(), [], "the neighbour is asked for first");
+    let said = tcps(&talk.bench.exchange(&arp_request()));
+    assert_eq!(said.len(), 1);
+    assert_eq!((said[0].flags & RST, said[0].seq), (RST, talk.ack));
+    // If nobody answers it is given up, and nothing is left of it.
+    let mut talk = Conversation::new(TcpOptions::default());
+    talk.bench.pass(Duration::from_secs(120));
+    talk.bench.stack.sockets().tcp_abort(talk.stream);
+    let asked = talk.bench.pass(Duration::from_secs(60));
+    assert!((2..=5).contains(&asked.len()), "{} requests", asked.len());
+    assert_eq!(talk.bench.last.unwrap().deadline, None);
+    let said = talk.say(".", b"late");
+    assert!(said.iter().all(|said| said.flags & RST != 0));
+}
+
+#[test]
+fn the_last_acknowledgement_waits_for_the_neighbour_to_be_found() {
+    let mut talk = Conversation::new(TcpOptions::default());
+    talk.bench.stack.sockets().tcp_close(talk.stream);
+    assert_eq!(talk.poll().len(), 1);
+    talk.ack += 1;
+    talk.say(".", b"");
+    // As long as a closed stream may wait for its peer.
+    talk.bench.cable.advance_to(talk.bench.now() + Duration::from_secs(59));
+    // The neighbour is forgotten for another reason than time.
+    let net = crate::common::net(0);
+    let mut other = net.clone();
+    other.mtu = 1400;
+    let now = talk.bench.now();
+    talk.bench.stack.configure(other, now).unwrap();
+    talk.poll();
+    assert_eq!(talk.say("F", b""), [], "the neighbour is asked for first");
+    let said = tcps(&talk.bench.exchange(&arp_request()));
+    assert_eq!(said.len(), 1);
+    assert_eq!(said[0].ack, talk.seq);
+    // And TIME-WAIT repeats that one.
+    let again = talk.syn.then("F", talk.seq - 1, talk.ack, b"");
+    let said = tcps(&talk.bench.exchange(&again.frame()));
+    assert_eq!(said.len(), 1);
+    assert_eq!((said[0].flags, said[0].ack), (ACK, talk.seq));
 }

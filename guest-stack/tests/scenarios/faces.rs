@@ -316,3 +316,51 @@ fn a_driver_with_nothing_to_do_sleeps_without_a_deadline() {
     assert_eq!(world.asleep, [None, None]);
     assert_eq!(streams.borrow().len(), 2);
 }
+
+#[test]
+fn a_driver_with_much_to_do_lets_other_tasks_run() {
+    let cable = Cable::new(1);
+    let kicked = Arc::new(Flag::default());
+    let platform = Virtual {
+        cable: cable.clone(),
+        kicked: Arc::clone(&kicked),
+    };
+    let net = Network::new(stack(&cable, 0), platform);
+    let mut peer = cable.end(1);
+    let flood = 1000;
+    for _ in 0..flood {
+        peer.inject(&crate::frames::udp_frame(false, 9, 9, b"x"));
+    }
+    let flag = Arc::new(Flag::default());
+    let waker = Waker::from(Arc::clone(&flag));
+    let mut context = Context::from_waker(&waker);
+    let driver = net.run_async(async |_| std::ops::ControlFlow::Break(()));
+    let mut driver = std::pin::pin!(driver);
+    let taken = || net.with(|stack, _| stack.sockets().counters().rx_frames);
+    let mut turns = 0;
+    while driver.as_mut().poll(&mut context) == Poll::Pending {
+        assert!(flag.take(), "it comes back by itself");
+        turns += 1;
+        assert!(taken() <= turns * 64, "turn {turns}");
+    }
+    assert_eq!(taken(), flood);
+    assert!(turns >= flood / 64);
+}
+
+#[test]
+fn what_sends_nothing_does_not_wake_the_driver() {
+    let mut world = World::new(Impairment::default());
+    while !world.drive() {}
+    let net = world.nets[0].clone();
+    let listener = net.listen(80, 4).unwrap();
+    let socket = net.bind_udp(9).unwrap();
+    assert!(!world.kicked[0].take());
+    // A connection attempt does, once: the driver keeps its timers.
+    let remote = host(1, false, 80);
+    let connect = std::pin::pin!(net.connect(remote));
+    let waker = Waker::from(Arc::new(Flag::default()));
+    let first = connect.poll(&mut Context::from_waker(&waker));
+    assert!(first.is_pending());
+    assert!(world.kicked[0].take());
+    drop((listener, socket));
+}

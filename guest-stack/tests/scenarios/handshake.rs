@@ -344,3 +344,16 @@ fn a_connection_from_a_chosen_port_cannot_be_made_twice() {
     );
     assert_eq!(pair.sockets(0).tcp_peer_addr(first), Ok(remote));
 }
+
+#[test]
+fn nobody_connects_to_himself() {
+    let mut bench = Bench::new();
+    let options = TcpOptions::default();
+    bench.stack.sockets().tcp_listen(80, 1, options).unwrap();
+    let now = bench.now();
+    for own in ["10.0.0.1:80", "[fd00::1]:80", "127.0.0.1:80", "[::1]:80"] {
+        let own = own.parse().unwrap();
+        let result = bench.stack.sockets().tcp_connect(now, own, options);
+        assert_eq!(result, Err(StreamError::Unreachable), "{own}");
+    }
+}

@@ -96,3 +96,19 @@ fn a_transfer_over_a_wire_that_loses_doubles_and_reorders_is_bit_exact() {
         both_ways(&mut pair, ipv6, 300_000);
     }
 }
+
+#[test]
+fn one_read_takes_what_is_on_both_sides_of_the_buffer_s_end() {
+    let mut pair = Pair::new(1);
+    let (client, server) = pair.connected(false, 80);
+    let mut buffer = vec![0; 100_000];
+    for round in 0..3 {
+        let words = crate::common::pattern(40_000, round);
+        let sent = pair.sockets(0).tcp_send(client, &words);
+        assert_eq!(sent, Ok(words.len()));
+        pair.settle();
+        let got = pair.sockets(1).tcp_recv(server, &mut buffer);
+        assert_eq!(got, Ok(words.len()), "round {round}");
+        assert!(buffer[..words.len()] == words);
+    }
+}

@@ -153,3 +153,18 @@ fn the_promised_call_stack_is_enough() {
     };
     thread.spawn(run).unwrap().join().unwrap();
 }
+
+#[test]
+fn what_was_pushed_is_not_looked_at_again() {
+    let mut pair = Pair::new(1);
+    let (client, _) = pair.connected(false, 80);
+    pair.settle();
+    let now = pair.now();
+    let before = pair.sockets(0).counters().flows_polled;
+    for _ in 0..3 {
+        pair.sockets(0).tcp_send(client, b"word").unwrap();
+        assert!(!pair.stacks[0].push(client, now).more_work);
+    }
+    assert!(!pair.stacks[0].poll(now).more_work);
+    assert_eq!(pair.sockets(0).counters().flows_polled - before, 3);
+}

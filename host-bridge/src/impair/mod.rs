@@ -208,7 +208,9 @@ impl Impair {
     }
 
     fn push(&mut self, now: Instant, mut frame: ImpairedFrame, gap: u32) {
-        if self.streams.corrupt.happens(self.config.corrupt) {
+        // A bit flipped before its checksum is made would never be found.
+        let corrupt = self.streams.corrupt.happens(self.config.corrupt);
+        if corrupt && frame.offload.is_plain() {
             flip_one_bit(&mut frame.bytes, &mut self.streams.corrupt_bit);
         }
         let delay = self.draw_delay();

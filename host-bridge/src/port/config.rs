@@ -26,6 +26,9 @@ pub struct PortConfig {
     pub master: Option<String>,
     /// Addresses for the host's side of the TAP; default none.
     pub host_addresses: Vec<IpNet>,
+    /// Whether frames may leave checksums and segmentation to the other side;
+    /// default yes. What is used is what kernel and guest can do as well.
+    pub offloads: bool,
     /// What the guest's frames are checked for.
     pub filter: FilterConfig,
     /// Fault injection from guest to host; default none.
@@ -43,6 +46,7 @@ impl PortConfig {
             network,
             master: None,
             host_addresses: Vec::new(),
+            offloads: true,
             filter: FilterConfig::default(),
             impair_to_host: ImpairConfig::default(),
             impair_to_guest: ImpairConfig::default(),
@@ -70,13 +74,6 @@ pub struct PortChange {
 }
 
 impl PortChange {
-    pub(super) fn touches_network(&self) -> bool {
-        self.mtu.is_some()
-            || self.carrier.is_some()
-            || self.addresses.is_some()
-            || self.gateways.is_some()
-    }
-
     pub(super) fn apply(&self, network: &mut NetworkConfig) -> Result<(), String> {
         let too_many = |_| "a guest has at most four addresses of each family".to_owned();
         if let Some(mtu) = self.mtu {

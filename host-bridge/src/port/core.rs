@@ -6,10 +6,11 @@
 //! answer is decided and done here. Nothing here touches a transport.
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use shm_link::control::NetworkConfig;
+use shm_link::offload::Offloads;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
@@ -20,8 +21,8 @@ use crate::error::BridgeError;
 use crate::netlink::Netlink;
 use crate::policy::Stop;
 use crate::pump::PumpShared;
-use crate::session::{Action, Session};
-use crate::tap::{Tap, TapSource};
+use crate::session::{Action, Session, TapSettings};
+use crate::tap::{Tap, TapKind, TapSource};
 
 /// Control messages handled before other tasks get their turn.
 pub(super) const BUDGET_MESSAGES: usize = 16;
@@ -29,6 +30,13 @@ pub(super) const BUDGET_MESSAGES: usize = 16;
 const LOG_LINES_PER_SECOND: u32 = 10;
 /// Commands that wait for the port's task; whoever sends more waits as well.
 const INBOX_LEN: usize = 16;
+/// How long a guest waits at the most for its TAP's queue to start. It takes
+/// the kernel well under a millisecond, unless the machine is very busy.
+const QUEUE_PATIENCE: Duration = Duration::from_millis(100);
+/// What a TAP with a virtio header can leave to the guest, and do for it.
+const OFFLOADS: Offloads = Offloads::CHECKSUM
+    .union(Offloads::TSO4)
+    .union(Offloads::TSO6);
 
 /// A change that waits for the guest's answer.
 struct Pending {
@@ -53,18 +61,30 @@ impl Core {
     pub(super) async fn open(
         netlink: &Netlink,
         config: PortConfig,
+        kind: TapKind,
     ) -> Result<(Self, PortHandle), BridgeError> {
         let name = config.name;
+        let kind = if config.offloads {
+            kind
+        } else {
+            TapKind::Plain
+        };
         let tap = prepare_tap(
             netlink,
             config.tap,
+            kind,
             &config.network,
             config.master.as_deref(),
             &config.host_addresses,
         )
         .await?;
+        let capable = match tap.kind() {
+            TapKind::Plain => Offloads::NONE,
+            TapKind::VnetHeader => OFFLOADS,
+        };
         let session = Session::new(
             config.network.clone(),
+            capable,
             config.filter,
             config.impair_to_host,
             config.impair_to_guest,
@@ -157,20 +177,7 @@ impl Core {
 
     async fn act(&mut self, action: Action) {
         match action {
-            Action::SetTap { mtu, carrier } => {
-                if let Some(index) = self.tap.get_ref().ifindex()
-                    && let Err(error) = self.netlink.set_mtu(index, mtu.into()).await
-                {
-                    log::warn!("port {}: {error}", self.shown.name);
-                }
-                if let Err(error) = self.tap.get_ref().set_carrier(carrier) {
-                    log::warn!(
-                        "port {}: setting the carrier of {}: {error}",
-                        self.shown.name,
-                        self.shown.tap
-                    );
-                }
-            }
+            Action::SetTap(settings) => self.set_tap(settings).await,
             Action::Answered { serial, result } => {
                 // An answer covers the changes that were folded into it.
                 let (answered, open) = self
@@ -195,47 +202,75 @@ impl Core {
         change: PortChange,
         reply: oneshot::Sender<Result<(), String>>,
     ) {
-        self.session.set_impairments(
+        let updated = self.session.update(
+            |network| change.apply(network),
             change.impair_to_host.clone(),
             change.impair_to_guest.clone(),
         );
-        if !change.touches_network() {
-            self.show();
-            let _ = reply.send(Ok(()));
-            return;
-        }
-        let mut trial = Ok(());
-        let updated = self.session.update(|network| trial = change.apply(network));
-        let serial = match (trial, updated) {
-            (Err(why), _) => {
+        let serial = match updated {
+            Ok(Some(serial)) => serial,
+            Ok(None) => {
+                self.show();
+                let _ = reply.send(Ok(()));
+                return;
+            }
+            Err(why) => {
                 let _ = reply.send(Err(why));
                 return;
             }
-            (Ok(()), Err(error)) => {
-                let _ = reply.send(Err(error.to_string()));
-                return;
-            }
-            (Ok(()), Ok(serial)) => serial,
         };
-        match self
-            .session
-            .agreed()
-            .map(|agreed| (agreed.mtu, agreed.carrier))
-        {
+        match self.session.agreed().map(TapSettings::from) {
             // Nobody to ask: the next guest is told.
             None => {
                 let _ = reply.send(Ok(()));
             }
-            Some((mtu, carrier)) => {
+            Some(mut settings) => {
                 // The carrier goes at once; a guest that was cut off cannot be
                 // asked through frames, but the control pipe still works. A
                 // larger MTU waits for the guest, a smaller one does not.
-                let mtu = mtu.min(self.shown_mtu());
-                self.act(Action::SetTap { mtu, carrier }).await;
+                settings.mtu = settings.mtu.min(self.shown_mtu());
+                self.set_tap(settings).await;
                 self.pending.push(Pending { serial, reply });
             }
         }
         self.show();
+    }
+
+    /// Sets what the kernel is to know of the link. Trouble is logged: the link
+    /// works all the same, or its pumps find out.
+    async fn set_tap(&self, settings: TapSettings) {
+        let tap = self.tap.get_ref();
+        let warn = |doing: &str, error: &dyn std::fmt::Display| {
+            log::warn!(
+                "port {}: {doing} of {}: {error}",
+                self.shown.name,
+                tap.name()
+            );
+        };
+        if let Err(error) = tap.set_offloads(settings.offloads) {
+            warn("setting the offloads", &error);
+        }
+        if let Some(index) = tap.ifindex()
+            && let Err(error) = self.netlink.set_mtu(index, settings.mtu.into()).await
+        {
+            warn("setting the MTU", &error);
+        }
+        if let Err(error) = tap.set_carrier(settings.carrier) {
+            warn("setting the carrier", &error);
+        }
+        // The guest hears of it only afterwards: its first packets, and the
+        // answers to them, are not to be lost on a queue that is not there yet.
+        if settings.carrier && tap.ifindex().is_some() {
+            match self.netlink.wait_running(tap.name(), QUEUE_PATIENCE).await {
+                Ok(true) => {}
+                Ok(false) => log::debug!(
+                    "port {}: {} is not running yet",
+                    self.shown.name,
+                    tap.name()
+                ),
+                Err(error) => warn("waiting for the queue", &error),
+            }
+        }
     }
 
     fn shown_mtu(&self) -> u16 {
@@ -260,11 +295,12 @@ impl Core {
 async fn prepare_tap(
     netlink: &Netlink,
     source: TapSource,
+    kind: TapKind,
     network: &NetworkConfig,
     master: Option<&str>,
     host_addresses: &[IpNet],
 ) -> Result<Tap, BridgeError> {
-    let tap = Tap::open(source)?;
+    let tap = Tap::open_as(source, kind)?;
     // A guest that is not there has no carrier. A descriptor from elsewhere may
     // refuse that; its owner looks after it.
     let carrier = tap.set_carrier(false);

@@ -5,7 +5,7 @@
 //! delivered, so the pumps end the port, not the control rings.
 
 use shm_link::doorbell::{AsyncWait, Doorbell};
-use shm_link::link::MAX_CONTROL_LEN;
+use shm_link::link::{MAX_CONTROL_LEN, MAX_FRAME_LEN};
 use shm_link::offload::OffloadHeader;
 use shm_link::record::{RecordReader, RecordWriter};
 use shm_link::region::Region;
@@ -22,6 +22,7 @@ use crate::error::BridgeError;
 use crate::netlink::Netlink;
 use crate::policy::Stop;
 use crate::pump::{PumpEnd, ToGuest, ToHost};
+use crate::tap::TapKind;
 
 /// Makes the port's TAP, publishes the memory map in `region`, and starts to
 /// serve the guest.
@@ -32,7 +33,12 @@ pub(super) async fn open(
     doorbells: Doorbells,
     config: PortConfig,
 ) -> Result<Port, BridgeError> {
-    let (core, handle) = Core::open(netlink, config).await?;
+    // A super-frame that did not fit the ring would lose its end.
+    let kind = match layout.frames.to_guest.max_frame_len() {
+        MAX_FRAME_LEN => TapKind::VnetHeader,
+        _ => TapKind::Plain,
+    };
+    let (core, handle) = Core::open(netlink, config, kind).await?;
     let io = |doing: &str| {
         let doing = format!("{doing} of port {}", core.name());
         move |error| BridgeError::io(doing, error)
@@ -178,6 +184,10 @@ impl Task {
     /// Something happened: work, or the end of the control pipe.
     fn awake(&mut self) -> Result<Arm, PortEnd> {
         self.closed = self.control_tx.is_peer_closed() || self.control_rx.is_finished()?;
+        if self.closed && !self.core.session.is_running() {
+            // The pumps wait for a configuration that nobody will ask for.
+            return Err(PortEnd::Closed);
+        }
         Ok(Arm::Awake)
     }
 }

@@ -21,6 +21,7 @@ use crate::error::BridgeError;
 use crate::netlink::Netlink;
 use crate::policy::Stop;
 use crate::pump::{BUDGET_FRAMES, PumpEnd, StreamPump, Turn};
+use crate::tap::TapKind;
 
 /// Makes the port's TAP and starts to serve the guest.
 pub(super) async fn open(
@@ -37,7 +38,12 @@ pub(super) async fn open(
         StreamFd::new(fd)
     };
     let fd = fd.map_err(|error| io(error.into()))?;
-    let (core, handle) = Core::open(netlink, config).await?;
+    let kind = match framing {
+        Framing::Prefixed => TapKind::VnetHeader,
+        // A super-frame would hold a slow line up for seconds.
+        Framing::Serial => TapKind::Plain,
+    };
+    let (core, handle) = Core::open(netlink, config, kind).await?;
     let pump = StreamPump::new(fd, framing, core.pump_shared()).map_err(io)?;
     Ok(Port::start(handle, Task { core, pump }.run()))
 }

@@ -6,6 +6,7 @@
 
 use std::io;
 
+use shm_link::offload::{GSO_NONE, OffloadHeader};
 use tokio::io::Interest;
 
 use super::{PumpEnd, PumpShared};
@@ -15,11 +16,24 @@ use crate::policy::Policy;
 use crate::tap::{RawSlice, TapTrouble, classify};
 
 /// Whether the frame may go on, judged by a private copy of its head.
-pub(super) fn admit(policy: &Policy, head: &[u8], frame_len: usize) -> Result<(), DropReason> {
+pub(super) fn admit(
+    policy: &Policy,
+    offload: OffloadHeader,
+    head: &[u8],
+    frame_len: usize,
+) -> Result<(), DropReason> {
+    if !policy.ready {
+        return Err(DropReason::NotReady);
+    }
     if !policy.carrier {
         return Err(DropReason::NoCarrier);
     }
-    if frame_len > policy.max_frame_len() {
+    // A super-frame is as long as a link can carry; its segments are not.
+    let segment_len = match offload.gso_type {
+        GSO_NONE => frame_len,
+        _ => usize::from(offload.hdr_len) + usize::from(offload.gso_size),
+    };
+    if segment_len > policy.max_frame_len() {
         return Err(DropReason::TooLong);
     }
     match policy.filter.check(head, frame_len) {
@@ -35,14 +49,15 @@ pub(super) fn admit(policy: &Policy, head: &[u8], frame_len: usize) -> Result<()
 /// them at the same time.
 pub(super) unsafe fn write(
     shared: &PumpShared,
-    parts: &[RawSlice],
+    offload: OffloadHeader,
+    parts: [RawSlice; 2],
     len: usize,
 ) -> Result<(), PumpEnd> {
     let counters: &DirectionCounters = &shared.counters.guest_to_host;
     loop {
         // SAFETY: promised by the caller.
-        let error = match unsafe { shared.tap.get_ref().writev_raw(parts) } {
-            Ok(_) => {
+        let error = match unsafe { shared.tap.get_ref().writev_raw(offload, parts) } {
+            Ok(()) => {
                 counters.frame_out(len);
                 return Ok(());
             }
@@ -66,7 +81,7 @@ pub(super) unsafe fn write(
     }
 }
 
-/// Reads a frame; `None` if there is none now.
+/// Reads a frame, and what is left to do for it; `None` if there is none now.
 ///
 /// # Safety
 /// `start` is valid for writes of `len` bytes.
@@ -74,14 +89,14 @@ pub(super) unsafe fn read(
     shared: &PumpShared,
     start: *mut u8,
     len: usize,
-) -> Result<Option<usize>, PumpEnd> {
+) -> Result<Option<(usize, OffloadHeader)>, PumpEnd> {
     // What only means "not now" is reported as such, so that `try_io` forgets
     // the readiness: it would come back at once otherwise, for ever.
     let result = shared.tap.try_io(Interest::READABLE, |tap| {
         loop {
             // SAFETY: promised by the caller.
             let error = match unsafe { tap.read_raw(start, len) } {
-                Ok(len) => return Ok(Ok(len)),
+                Ok(read) => return Ok(Ok(read)),
                 Err(error) => error,
             };
             match classify(&error) {
@@ -95,7 +110,7 @@ pub(super) unsafe fn read(
         }
     });
     match result {
-        Ok(Ok(len)) => Ok(Some(len)),
+        Ok(Ok(read)) => Ok(Some(read)),
         Ok(Err(error)) => Err(PumpEnd::Tap(error)),
         Err(_not_now) => Ok(None),
     }

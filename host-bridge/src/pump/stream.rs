@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use shm_link::fault::LinkError;
 use shm_link::link::{FrameRx, FrameTx, Link, MAX_FRAME_LEN};
-use shm_link::offload::{OffloadHeader, Offloads};
+use shm_link::offload::OffloadHeader;
 use shm_link::stream::fd::StreamFd;
 use shm_link::stream::{Framing, StreamLink};
 use tokio::io::unix::AsyncFd;
@@ -119,16 +119,16 @@ impl StreamPump {
             let len = frame.len();
             counters.frame_in(len);
             offload
-                .check(len, Offloads::NONE)
+                .check(len, policy.offloads_to_host)
                 .inspect_err(|_| counters.dropped(DropReason::PeerFault))?;
-            match admit(policy, &frame[..len.min(HEAD_LEN)], len) {
+            match admit(policy, offload, &frame[..len.min(HEAD_LEN)], len) {
                 Err(reason) => counters.dropped(reason),
                 Ok(()) if impaired => {
                     let bytes = frame.to_vec();
                     let frame = ImpairedFrame { offload, bytes };
                     impair(&mut self.to_host, Instant::now(), frame, counters);
                 }
-                Ok(()) => write_to_tap(&self.shared, frame)?,
+                Ok(()) => write_to_tap(&self.shared, offload, frame)?,
             }
             rx.consume();
             *budget -= 1;
@@ -137,7 +137,7 @@ impl StreamPump {
             let now = Instant::now();
             while let Some(frame) = self.to_host.poll(now) {
                 counters.set_held(self.to_host.held());
-                write_to_tap(&self.shared, &frame.bytes)?;
+                write_to_tap(&self.shared, frame.offload, &frame.bytes)?;
             }
         }
         Ok(())
@@ -188,12 +188,13 @@ impl StreamPump {
     /// Reads one frame from the TAP into the stream's buffer. `Some` says why
     /// not.
     fn read_in_place(&mut self, policy: &Policy) -> Result<Option<Turn>, PumpEnd> {
-        let room_len = policy.max_frame_len().min(MAX_FRAME_LEN);
+        let room_len = policy.max_frame_len_to_guest().min(MAX_FRAME_LEN);
         let Some(room) = reserve(&mut self.link, self.batches, room_len)? else {
             return Ok(Some(Turn::Full));
         };
         // SAFETY: `room` is private memory of that length.
-        let Some(len) = (unsafe { read(&self.shared, room.as_mut_ptr(), room.len()) })? else {
+        let read = unsafe { read(&self.shared, room.as_mut_ptr(), room.len()) }?;
+        let Some((len, offload)) = read else {
             return Ok(Some(Turn::TapEmpty));
         };
         let counters = &self.shared.counters.host_to_guest;
@@ -202,7 +203,7 @@ impl StreamPump {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
                 // Not empty: the kernel's frames have an Ethernet header.
-                self.link.split().1.commit(len, OffloadHeader::NONE);
+                self.link.split().1.commit(len, offload);
                 counters.frame_out(len);
             }
         }
@@ -211,9 +212,10 @@ impl StreamPump {
 
     /// Reads one frame from the TAP into the impairment stage.
     fn read_aside(&mut self, policy: &Policy) -> Result<Option<Turn>, PumpEnd> {
-        let mut bytes = vec![0; policy.max_frame_len().min(MAX_FRAME_LEN)];
+        let mut bytes = vec![0; policy.max_frame_len_to_guest().min(MAX_FRAME_LEN)];
         // SAFETY: `bytes` is private memory of that length.
-        let Some(len) = (unsafe { read(&self.shared, bytes.as_mut_ptr(), bytes.len()) })? else {
+        let read = unsafe { read(&self.shared, bytes.as_mut_ptr(), bytes.len()) }?;
+        let Some((len, offload)) = read else {
             return Ok(Some(Turn::TapEmpty));
         };
         bytes.truncate(len);
@@ -222,7 +224,6 @@ impl StreamPump {
         match policy.filter.check_to_guest(&bytes[..len.min(HEAD_LEN)]) {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
-                let offload = OffloadHeader::NONE;
                 let frame = ImpairedFrame { offload, bytes };
                 impair(&mut self.to_guest, Instant::now(), frame, counters);
             }
@@ -311,8 +312,8 @@ fn reserve(link: &mut HostLink, batches: bool, len: usize) -> Result<Option<&mut
     link.split().1.reserve(len)
 }
 
-fn write_to_tap(shared: &PumpShared, frame: &[u8]) -> Result<(), PumpEnd> {
+fn write_to_tap(shared: &PumpShared, offload: OffloadHeader, frame: &[u8]) -> Result<(), PumpEnd> {
     let part = RawSlice::new(frame.as_ptr(), frame.len());
     // SAFETY: the frame is borrowed for the length of the call.
-    unsafe { write(shared, &[part], frame.len()) }
+    unsafe { write(shared, offload, [part, RawSlice::EMPTY], frame.len()) }
 }

@@ -6,14 +6,13 @@
 
 use std::time::Instant;
 
-use shm_link::offload::OffloadHeader;
 use shm_link::record::RecordWriter;
 use shm_link::ring::Arm;
 
 use super::kernel::read;
 use super::{
-    BUDGET_FRAMES, PumpEnd, PumpShared, forget, impair, policy_changed, ring, rung, sleep_until,
-    tap_readable,
+    BUDGET_FRAMES, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, policy_changed, ring, rung,
+    sleep_until, tap_readable,
 };
 use crate::bell::{GuestBell, HostBell};
 use crate::counters::DropReason;
@@ -30,6 +29,8 @@ pub(crate) struct ToGuest {
     stage: Impair,
     /// A frame that left the impairment stage and found the ring full.
     waiting: Option<ImpairedFrame>,
+    /// Bytes of frames that the guest was not shown yet.
+    unpublished: usize,
 }
 
 /// What a turn stopped for.
@@ -59,6 +60,7 @@ impl ToGuest {
             shared,
             stage,
             waiting: None,
+            unpublished: 0,
         }
     }
 
@@ -135,13 +137,13 @@ impl ToGuest {
 
     /// Reads one frame from the TAP into the ring. `Some` says why not.
     fn read_in_place(&mut self, policy: &Policy) -> Result<Option<Turn>, PumpEnd> {
-        let room_len = policy.max_frame_len().min(self.frames.max_len());
+        let room_len = policy.max_frame_len_to_guest().min(self.frames.max_len());
         let Some(room) = self.frames.reserve(room_len)? else {
             return Ok(Some(Turn::RingFull));
         };
         // SAFETY: `room` has `room_len` bytes, ours until the next call on
         // `frames`.
-        let Some(len) = (unsafe { read(&self.shared, room.as_ptr(), room_len) })? else {
+        let Some((len, offload)) = (unsafe { read(&self.shared, room.as_ptr(), room_len) })? else {
             return Ok(Some(Turn::TapEmpty));
         };
         let counters = &self.shared.counters.host_to_guest;
@@ -154,8 +156,14 @@ impl ToGuest {
         match policy.filter.check_to_guest(&head[..head_len]) {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
-                self.frames.commit(len, OffloadHeader::NONE);
+                self.frames.commit(len, offload);
                 counters.frame_out(len);
+                self.unpublished += len;
+                if self.unpublished >= PUBLISH_BYTES {
+                    // The guest can work on long frames while others come.
+                    self.unpublished = 0;
+                    ring(self.frames.publish(), &self.ring_guest, counters);
+                }
             }
         }
         Ok(None)
@@ -163,9 +171,10 @@ impl ToGuest {
 
     /// Reads one frame from the TAP into the impairment stage.
     fn read_aside(&mut self, policy: &Policy) -> Result<Option<Turn>, PumpEnd> {
-        let mut bytes = vec![0; policy.max_frame_len().min(self.frames.max_len())];
+        let mut bytes = vec![0; policy.max_frame_len_to_guest().min(self.frames.max_len())];
         // SAFETY: `bytes` is private memory of that length.
-        let Some(len) = (unsafe { read(&self.shared, bytes.as_mut_ptr(), bytes.len()) })? else {
+        let read = unsafe { read(&self.shared, bytes.as_mut_ptr(), bytes.len()) }?;
+        let Some((len, offload)) = read else {
             return Ok(Some(Turn::TapEmpty));
         };
         bytes.truncate(len);
@@ -174,10 +183,7 @@ impl ToGuest {
         match policy.filter.check_to_guest(&bytes[..len.min(HEAD_LEN)]) {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
-                let frame = ImpairedFrame {
-                    offload: OffloadHeader::NONE,
-                    bytes,
-                };
+                let frame = ImpairedFrame { offload, bytes };
                 impair(&mut self.stage, Instant::now(), frame, counters);
             }
         }
@@ -204,7 +210,7 @@ impl ToGuest {
     async fn sleep_for_room(&mut self, policy: &Policy) -> Result<(), PumpEnd> {
         // Several frames' worth, so that a guest that empties the ring frame by
         // frame does not ring for each.
-        let room = (policy.max_frame_len() * 8).min(self.frames.max_len());
+        let room = (policy.max_frame_len_to_guest() * 8).min(self.frames.max_len());
         if self.frames.arm(room)? == Arm::Awake {
             if self.frames.is_peer_closed() {
                 return Err(PumpEnd::Closed);

@@ -7,13 +7,13 @@
 
 use std::time::Instant;
 
-use shm_link::offload::Offloads;
 use shm_link::record::{Record, RecordReader};
 use shm_link::ring::Arm;
 
 use super::kernel::{admit, write};
 use super::{
-    BUDGET_FRAMES, PumpEnd, PumpShared, forget, impair, policy_changed, ring, rung, sleep_until,
+    BUDGET_FRAMES, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, policy_changed, ring, rung,
+    sleep_until,
 };
 use crate::bell::{GuestBell, HostBell};
 use crate::counters::DropReason;
@@ -71,6 +71,11 @@ impl ToHost {
             if self.stage.config() != &policy.impair_to_host {
                 self.stage.set_config(policy.impair_to_host.clone());
             }
+            if !policy.ready {
+                // Nothing is lost: the guest's frames wait in its ring.
+                policy_changed(&mut self.shared.policy).await;
+                continue;
+            }
             let moved = self.turn(&policy)?;
             ring(
                 self.frames.publish(),
@@ -89,7 +94,7 @@ impl ToHost {
     fn turn(&mut self, policy: &Policy) -> Result<usize, PumpEnd> {
         let counters = &self.shared.counters.guest_to_host;
         let impaired = !self.stage.is_transparent();
-        let mut moved = 0;
+        let (mut moved, mut held) = (0, 0);
         while moved < BUDGET_FRAMES {
             let Some(record) = self.frames.peek()? else {
                 break;
@@ -97,13 +102,13 @@ impl ToHost {
             counters.frame_in(record.len);
             record
                 .offload
-                .check(record.len, Offloads::NONE)
+                .check(record.len, policy.offloads_to_host)
                 .inspect_err(|_| {
                     counters.dropped(DropReason::PeerFault);
                 })?;
             let mut head = [0; HEAD_LEN];
             let head = copy_head(&record, &mut head);
-            match admit(policy, head, record.len) {
+            match admit(policy, record.offload, head, record.len) {
                 Err(reason) => counters.dropped(reason),
                 Ok(()) if impaired => {
                     let frame = ImpairedFrame {
@@ -117,19 +122,26 @@ impl ToHost {
                     let parts = [RawSlice::new(head.as_ptr(), head.len()), rest];
                     // SAFETY: the head is private; the rest is the body of a
                     // record that is not consumed yet.
-                    unsafe { write(&self.shared, &parts, record.len) }?;
+                    unsafe { write(&self.shared, record.offload, parts, record.len) }?;
                 }
             }
             self.frames.consume();
             moved += 1;
+            held += record.len;
+            if held >= PUBLISH_BYTES {
+                // A guest that sends long frames needs the room now.
+                held = 0;
+                ring(self.frames.publish(), &self.ring_guest, counters);
+            }
         }
         if impaired {
             let now = Instant::now();
             while let Some(frame) = self.stage.poll(now) {
                 counters.set_held(self.stage.held());
                 let part = RawSlice::new(frame.bytes.as_ptr(), frame.bytes.len());
+                let parts = [part, RawSlice::EMPTY];
                 // SAFETY: the frame is private and lives until the next turn.
-                unsafe { write(&self.shared, &[part], frame.bytes.len()) }?;
+                unsafe { write(&self.shared, frame.offload, parts, frame.bytes.len()) }?;
             }
         }
         Ok(moved)

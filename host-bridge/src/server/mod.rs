@@ -45,6 +45,8 @@ const ACCEPT_REST: Duration = Duration::from_millis(200);
 pub struct GuestPolicy {
     /// Sizes of the rings.
     pub layout: LayoutOptions,
+    /// Whether frames may leave checksums and segmentation to the other side.
+    pub offloads: bool,
     /// What frames are checked for.
     pub filter: FilterConfig,
     /// Fault injection from guest to host.
@@ -135,6 +137,7 @@ impl Desk {
             network: assignment.network,
             master: assignment.master,
             host_addresses: assignment.host_addresses,
+            offloads: self.policy.offloads,
             filter: self.policy.filter.clone(),
             impair_to_host: self.policy.impair_to_host.clone(),
             impair_to_guest: self.policy.impair_to_guest.clone(),

@@ -98,8 +98,12 @@ pub struct Settings {
 /// One attach socket.
 #[derive(Debug)]
 pub struct SocketSettings {
-    /// Its address.
+    /// Its address, where guests attach that share memory.
     pub address: Address,
+    /// Where guests attach that do not.
+    pub stream: Option<Address>,
+    /// Serial lines to guests; each keeps a place.
+    pub serials: Vec<PathBuf>,
     /// Who may attach.
     pub places: Places,
     /// What they get besides.
@@ -139,6 +143,10 @@ impl Settings {
             Some(0) if fixed.is_empty() => {
                 let why = "0 leaves nobody who may attach: raise it, or write [[port]]s into the \
                            configuration file";
+                return Err(wrong("max_guests", why));
+            }
+            Some(0) if options.stream.is_some() || !options.serials.is_empty() => {
+                let why = "0 leaves no place for guests at --stream and --serial: raise it";
                 return Err(wrong("max_guests", why));
             }
             Some(0) => {}
@@ -195,6 +203,7 @@ fn policy(options: &mut Options, tap_fd: Option<OwnedFd>) -> Result<GuestPolicy,
         .map_err(|why| wrong("ring_bytes", why))?;
     Ok(GuestPolicy {
         layout,
+        offloads: !options.no_offloads,
         filter,
         impair_to_host: options.impair_to_host.take().unwrap_or_default(),
         impair_to_guest: options.impair_to_guest.take().unwrap_or_default(),
@@ -257,8 +266,18 @@ fn shared_socket(
         );
         return Err(wrong("taps", why));
     }
+    if options.serials.len() > usize::from(plan.max_guests) {
+        let why = format!(
+            "{} lines keep a place each, of {}: give fewer, or raise max_guests",
+            options.serials.len(),
+            plan.max_guests
+        );
+        return Err(wrong("serials", why));
+    }
     Ok(SocketSettings {
         address,
+        stream: options.stream,
+        serials: options.serials,
         places: Places::Plan(plan),
         policy,
     })
@@ -341,11 +360,13 @@ fn check_addresses_of_sockets(
 ) -> Result<(), SettingsError> {
     let mut seen: Vec<&Address> = admin.into_iter().collect();
     for socket in sockets {
-        if seen.contains(&&socket.address) {
-            let why = format!("{} is given twice: each needs its own", socket.address);
-            return Err(wrong("socket", why));
+        for address in std::iter::once(&socket.address).chain(&socket.stream) {
+            if seen.contains(&address) {
+                let why = format!("{address} is given twice: each needs its own");
+                return Err(wrong("socket", why));
+            }
+            seen.push(address);
         }
-        seen.push(&socket.address);
     }
     Ok(())
 }

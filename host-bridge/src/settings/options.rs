@@ -40,6 +40,19 @@ pub struct Options {
     #[serde(deserialize_with = "from_text")]
     pub socket: Option<Address>,
 
+    /// Where guests attach that share no memory and speak the stream protocol:
+    /// a path or @name. Default: nowhere.
+    #[arg(long, value_name = "ADDR", help_heading = LISTEN)]
+    #[serde(deserialize_with = "from_text")]
+    pub stream: Option<Address>,
+
+    /// A serial line with a guest at its other end: a serial port or a pty.
+    ///
+    /// May be repeated. Each keeps one guest's place; its speed stays what it is
+    /// (see stty).
+    #[arg(long = "serial", value_name = "DEVICE", help_heading = LISTEN)]
+    pub serials: Vec<PathBuf>,
+
     /// Where `status` and `set` reach the daemon: a path, @name, or "off".
     ///
     /// Default: the attach socket's address with ".admin" behind it. It answers
@@ -50,8 +63,8 @@ pub struct Options {
 
     /// Read settings from a TOML file; flags win over it.
     ///
-    /// Its keys are these flags' names with _ for -, except `taps`, `[filter]`
-    /// (keys as in --allow-..., and `enabled`) and `[[port]]`, a guest with a
+    /// Its keys are these flags' names with _ for -, except `taps`, `serials`,
+    /// `[filter]` (keys as in --allow-..., and `enabled`) and `[[port]]`, a guest with a
     /// socket and an identity of its own: name, socket, mac, addresses,
     /// gateways, host_addresses, bridge, tap or existing_tap, mtu, dns, dhcp,
     /// slaac, hostname, domain, ring_bytes, filter, impair_to_host,
@@ -125,6 +138,13 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = TAPS)]
     #[serde(skip)]
     pub tap_fd: Option<RawFd>,
+
+    /// Give guests finished packets only, and take no others.
+    ///
+    /// Without this, checksums and the cutting of long segments are left to the
+    /// other side where kernel and guest can do them: several times as fast.
+    #[arg(long, help_heading = TAPS)]
+    pub no_offloads: bool,
 
     /// Bytes of each guest's ring of frames, in each direction.
     ///
@@ -261,6 +281,8 @@ impl Options {
         }
         Self {
             socket: flags.socket.or(self.socket),
+            stream: flags.stream.or(self.stream),
+            serials: list(flags.serials, self.serials),
             admin: flags.admin.or(self.admin),
             config: flags.config,
             bridge: flags.bridge.or(self.bridge),
@@ -274,6 +296,7 @@ impl Options {
             name_prefix: flags.name_prefix.or(self.name_prefix),
             taps: list(flags.taps, self.taps),
             tap_fd: flags.tap_fd,
+            no_offloads: flags.no_offloads || self.no_offloads,
             ring_bytes: flags.ring_bytes.or(self.ring_bytes),
             filter_flags: flags.filter_flags,
             filter: self.filter,

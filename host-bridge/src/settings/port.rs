@@ -131,6 +131,8 @@ impl PortTable {
         };
         Ok(SocketSettings {
             address,
+            stream: None,
+            serials: Vec::new(),
             places: Places::One(Box::new(assignment)),
             policy,
         })

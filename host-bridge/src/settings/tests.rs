@@ -55,7 +55,7 @@ fn without_a_word_guests_are_routed_and_the_daemon_is_administered_beside_the_so
 #[test]
 fn each_flag_arrives() {
     let settings = from_flags(
-        "--socket @vm --admin off --bridge br0 --net4 10.1.0.0/24 --net6 fd01::/64 --dhcp --slaac \
+        "--socket @vm --stream @st --serial /dev/ttyS0 --serial /dev/ttyS1 --admin off --bridge br0 --net4 10.1.0.0/24 --net6 fd01::/64 --dhcp --slaac \
          --mtu 9000 --dns 10.1.0.1 --dns fd01::1 --max-guests 3 --name-prefix vm --tap t1 --tap t2 \
          --ring-bytes 65536 --allow-source 10.2.0.0/16 --allow-dhcp --allow-slaac \
          --allow-dhcp-server --allow-router --allow-vlan --allow-ethertype 0x88cc \
@@ -65,9 +65,15 @@ fn each_flag_arrives() {
     assert_eq!(settings.admin, None);
     assert_eq!(settings.workers, 3);
     let SocketSettings {
-        address, policy, ..
+        address,
+        stream,
+        serials,
+        policy,
+        ..
     } = &settings.sockets[0];
     assert_eq!(address.to_string(), "@vm");
+    assert_eq!(stream.as_ref().unwrap().to_string(), "@st");
+    assert_eq!(serials, &["/dev/ttyS0", "/dev/ttyS1"].map(PathBuf::from));
     let expected = Plan {
         topology: Topology::Bridged {
             bridge: "br0".into(),
@@ -301,6 +307,11 @@ fn a_mistake_in_a_flag_names_the_setting_and_says_what_to_do() {
             "ring_bytes: 8192 bytes have no room for packets of 9000 bytes: give at least 32768",
         ),
         ("--socket @x --admin @x", "socket: @x is given twice"),
+        ("--socket @x --stream @x", "socket: @x is given twice"),
+        (
+            "--max-guests 1 --serial /dev/ttyS0 --serial /dev/ttyS1",
+            "serials: 2 lines keep a place each, of 1",
+        ),
         (
             "--dns 1.1.1.1 --dns 1.1.1.2 --dns 1.1.1.3 --dns 1.1.1.4 --dns 1.1.1.5",
             "at most four DNS",

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 
 use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketType, netdevice};
-use shm_link::offload::{OFFLOAD_HEADER_LEN, Offloads};
+use shm_link::offload::{OFFLOAD_HEADER_LEN, OffloadHeader, Offloads};
 use tun_tap::{Iface, Mode};
 
 pub use self::sys::RawSlice;
@@ -228,9 +228,10 @@ impl Tap {
         sys::set_carrier(&self.fd, on)
     }
 
-    /// Reads one frame (behind [`TapKind::header_len`] bytes of header) and says
-    /// how long both are. A frame that is longer than `len` loses its end
-    /// without a sign: give room for MTU, Ethernet header and a VLAN tag.
+    /// Reads one frame to `start`, and says how long it is and what is left to do
+    /// for it. A frame that is longer than `len` loses its end without a sign:
+    /// give room for MTU, Ethernet header and a VLAN tag, or for 64 KB where
+    /// segmentation was left to the reader.
     ///
     /// # Safety
     /// `start` is valid for writes of `len` bytes for the length of the call.
@@ -238,13 +239,24 @@ impl Tap {
     ///
     /// # Errors
     /// The system's, as [`classify`] explains.
-    pub unsafe fn read_raw(&self, start: *mut u8, len: usize) -> io::Result<usize> {
+    pub unsafe fn read_raw(
+        &self,
+        start: *mut u8,
+        len: usize,
+    ) -> io::Result<(usize, OffloadHeader)> {
+        // What the kernel does not fill in stays zero.
+        let mut header = [0; OFFLOAD_HEADER_LEN];
+        let used = &mut header[..self.kind.header_len()];
         // SAFETY: the caller's promise is the same.
-        unsafe { sys::read(self.fd.as_fd(), start, len) }
+        let read = unsafe { sys::readv(self.fd.as_fd(), used, start, len) }?;
+        Ok((
+            read.saturating_sub(self.kind.header_len()),
+            OffloadHeader::from_bytes(header),
+        ))
     }
 
-    /// Writes `parts`, one behind the other, as one frame (behind
-    /// [`TapKind::header_len`] bytes of header). All or nothing.
+    /// Writes `parts`, one behind the other, as one frame for which `offload` is
+    /// left to do. All or nothing. On a plain TAP nothing may be left to do.
     ///
     /// # Safety
     /// Each part is valid for reads of its length for the length of the call.
@@ -252,9 +264,20 @@ impl Tap {
     ///
     /// # Errors
     /// The system's, as [`classify`] explains.
-    pub unsafe fn writev_raw(&self, parts: &[RawSlice]) -> io::Result<usize> {
-        // SAFETY: the caller's promise is the same.
-        unsafe { sys::writev(self.fd.as_fd(), parts) }
+    pub unsafe fn writev_raw(
+        &self,
+        offload: OffloadHeader,
+        parts: [RawSlice; 2],
+    ) -> io::Result<()> {
+        let header = offload.to_bytes();
+        let [first, second] = parts;
+        let all = [RawSlice::new(header.as_ptr(), header.len()), first, second];
+        let used = match self.kind {
+            TapKind::Plain => &all[1..],
+            TapKind::VnetHeader => &all[..],
+        };
+        // SAFETY: the caller's promise for its parts; the header is ours.
+        unsafe { sys::writev(self.fd.as_fd(), used) }.map(drop)
     }
 }
 

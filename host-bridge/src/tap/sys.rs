@@ -19,6 +19,9 @@ use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater};
 pub struct RawSlice(libc::iovec);
 
 impl RawSlice {
+    /// Nothing.
+    pub const EMPTY: Self = Self::new(std::ptr::null(), 0);
+
     /// `len` bytes from `start` on.
     pub const fn new(start: *const u8, len: usize) -> Self {
         Self(libc::iovec {
@@ -29,14 +32,29 @@ impl RawSlice {
     }
 }
 
-/// Reads at most `len` bytes to `start`.
+/// Reads `header` and then at most `len` bytes to `start`, as one frame.
 ///
 /// # Safety
 /// `start` is valid for writes of `len` bytes for the length of the call.
-pub(super) unsafe fn read(fd: BorrowedFd<'_>, start: *mut u8, len: usize) -> io::Result<usize> {
-    // SAFETY: the descriptor is open while borrowed; the memory is writable, as
-    // the caller promises.
-    let count = unsafe { libc::read(fd.as_raw_fd(), start.cast(), len) };
+pub(super) unsafe fn readv(
+    fd: BorrowedFd<'_>,
+    header: &mut [u8],
+    start: *mut u8,
+    len: usize,
+) -> io::Result<usize> {
+    let parts = [
+        libc::iovec {
+            iov_base: header.as_mut_ptr().cast(),
+            iov_len: header.len(),
+        },
+        libc::iovec {
+            iov_base: start.cast(),
+            iov_len: len,
+        },
+    ];
+    // SAFETY: the descriptor is open while borrowed; the header is borrowed for
+    // the call, and the rest is writable, as the caller promises.
+    let count = unsafe { libc::readv(fd.as_raw_fd(), parts.as_ptr(), 2) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 

@@ -10,7 +10,9 @@ use host_bridge::filter::FilterConfig;
 use host_bridge::impair::ImpairConfig;
 use host_bridge::plan::{Plan, Topology};
 use host_bridge::server::{GuestPolicy, Server};
-use shm_link::control::{GuestControl, GuestEvent, GuestOffer, NetworkConfig, VersionRange};
+use shm_link::control::{
+    GuestControl, GuestEvent, GuestOffer, GuestState, NetworkConfig, VersionRange,
+};
 use shm_link::doorbell::{Doorbell, Wait};
 use shm_link::fault::LinkError;
 use shm_link::link::{FrameRx, FrameTx, Link, MAX_CONTROL_LEN};
@@ -95,6 +97,7 @@ pub(crate) fn policy() -> GuestPolicy {
             to_host_bytes: 256 << 10,
             to_guest_bytes: 256 << 10,
         },
+        offloads: true,
         filter: FilterConfig::default(),
         impair_to_host: ImpairConfig::default(),
         impair_to_guest: ImpairConfig::default(),
@@ -168,8 +171,11 @@ impl RawGuest {
             _socket: attachment.socket,
         };
         let deadline = Instant::now() + PATIENCE;
-        while guest.config.serial == 0 && guest.config.v4.is_empty() {
+        loop {
             guest.control_step().expect("control");
+            if guest.control.state() == GuestState::Running {
+                break;
+            }
             guest.sleep(deadline);
         }
         guest

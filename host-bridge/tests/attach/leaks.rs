@@ -4,7 +4,9 @@
 #[allow(dead_code, reason = "this file uses its part")]
 mod common;
 
-use common::{PATIENCE, RawGuest, address, guest, in_private_network_within, plan, policy, serve, until};
+use common::{
+    PATIENCE, RawGuest, address, guest, in_private_network_within, plan, policy, serve, until,
+};
 use shm_link::linux::attach::Attachment;
 use std::time::Duration;
 
@@ -23,11 +25,17 @@ fn resident() -> usize {
 
 /// Mapped areas: a region that stays mapped is one more.
 fn mappings() -> usize {
-    std::fs::read_to_string("/proc/self/maps").unwrap().lines().count()
+    std::fs::read_to_string("/proc/self/maps")
+        .unwrap()
+        .lines()
+        .count()
 }
 
 fn interfaces() -> usize {
-    std::fs::read_to_string("/proc/thread-self/net/dev").unwrap().lines().count()
+    std::fs::read_to_string("/proc/thread-self/net/dev")
+        .unwrap()
+        .lines()
+        .count()
 }
 
 #[test]
@@ -60,7 +68,11 @@ fn guests_come_and_go_and_leave_no_descriptor_no_memory_and_no_tap() {
         let (maps, pages) = (mappings(), resident());
         assert!(maps <= before.1 + 4, "{} mappings became {maps}", before.1);
         // Allocators keep a little; 300 leaked regions would be 300 MiB.
-        assert!(pages <= before.2 + 2048, "{} resident pages became {pages}", before.2);
+        assert!(
+            pages <= before.2 + 2048,
+            "{} resident pages became {pages}",
+            before.2
+        );
         // Two header lines and the loopback.
         assert_eq!(interfaces(), 3);
     });

@@ -15,7 +15,7 @@ use shm_link::fault::{LinkError, PeerFault};
 use shm_link::stream::Framing;
 use tokio::net::UdpSocket;
 
-use crate::common::{RawGuest, address, guest, in_private_network, plan, policy, until};
+use crate::common::{PATIENCE, RawGuest, address, guest, in_private_network, plan, policy, until};
 use crate::guest::{StreamGuest, udp_payload};
 
 /// What slot `slot` of the plan gets.
@@ -45,13 +45,13 @@ fn a_guest_behind_a_stream_negotiates_and_the_kernel_answers_its_frames() {
         let (mut port, stream) = attach(&bridge, 0).await;
         let handle = port.handle();
         assert_eq!(handle.status().state, PortState::Waiting);
-        let config = guest(move || {
+        let (config, sent) = guest(move || {
             let mut guest = StreamGuest::attach(stream, Framing::Prefixed);
             let mac = guest.resolve_gateway();
             for seq in 0..100 {
                 guest.ping(mac, seq);
             }
-            guest.config.clone()
+            (guest.config.clone(), guest.sent)
         })
         .await;
         assert_eq!(config.v4[0].to_string(), "10.77.0.2/30");
@@ -60,7 +60,7 @@ fn a_guest_behind_a_stream_negotiates_and_the_kernel_answers_its_frames() {
         assert_eq!(port.ended().await, PortEnd::Closed);
         let status = handle.status();
         assert!(matches!(status.state, PortState::Ended(_)));
-        assert_eq!(status.counters.guest_to_host.frames_out, 101);
+        assert_eq!(status.counters.guest_to_host.frames_out, sent);
         status.counters.guest_to_host.check_ledger().unwrap();
         status.counters.host_to_guest.check_ledger().unwrap();
         port.close().await;
@@ -165,10 +165,11 @@ fn garbage_on_a_stream_is_a_named_fault_and_the_neighbour_notices_nothing() {
         let neighbour = tokio::task::spawn_blocking(move || {
             let mut guest = StreamGuest::attach(stream, Framing::Prefixed);
             let mac = guest.resolve_gateway();
-            let mut pings = 0u16;
-            while stopped.try_recv().is_err() || pings < 100 {
-                guest.ping(mac, pings);
-                pings += 1;
+            for seq in 0u16.. {
+                guest.ping(mac, seq);
+                if seq >= 100 && stopped.try_recv().is_ok() {
+                    return;
+                }
             }
         });
         // At once, in place of a record's header, and as a message.
@@ -209,7 +210,7 @@ fn garbage_on_a_stream_is_a_named_fault_and_the_neighbour_notices_nothing() {
         .await;
         assert_eq!(port.ended().await, PortEnd::Fault(PeerFault::Control));
         port.close().await;
-        stop.send(()).unwrap();
+        let _ = stop.send(());
         neighbour.await.unwrap();
     });
 }
@@ -228,10 +229,8 @@ fn a_guest_that_does_not_read_costs_nobody_anything_and_gets_it_all_later() {
             slow
         })
         .await;
-        let counters = {
-            let handle = slow_port.handle();
-            move || handle.status().counters.host_to_guest
-        };
+        let handle = slow_port.handle();
+        let counters = move || handle.status().counters.host_to_guest;
         // More than the stream holds, and more than the TAP's queue of a thousand
         // takes.
         let flood = UdpSocket::bind("10.77.0.1:9").await.unwrap();
@@ -263,32 +262,27 @@ fn a_guest_that_does_not_read_costs_nobody_anything_and_gets_it_all_later() {
         .await;
         // Blocked, it did not even wake up.
         assert_eq!(counters(), before);
-        let (got, received) = guest(move || {
+        let out = counters.clone();
+        let got = guest(move || {
             let mut slow = slow;
             let mut got = Vec::new();
-            let mut quiet = 0;
-            while quiet < 3 {
+            let deadline = Instant::now() + PATIENCE;
+            // The TAP's queue lost what it could not take; the bridge loses
+            // nothing.
+            while slow.received < out().frames_out || got.len() < 1000 {
                 match slow.try_receive().unwrap() {
                     Some(frame) => {
-                        quiet = 0;
                         let payload = udp_payload(&frame, 9);
                         got.extend(payload.map(|p| u32::from_be_bytes(p[..4].try_into().unwrap())));
                     }
-                    None => {
-                        quiet += 1;
-                        slow.nap(Duration::from_millis(200));
-                    }
+                    None => slow.sleep(deadline),
                 }
             }
-            (got, slow.received)
+            got
         })
         .await;
-        // The TAP's queue lost what it could not take; the bridge lost nothing.
-        assert!(got.len() >= 1000, "only {} frames waited", got.len());
         assert!(got.is_sorted_by(|a, b| a < b), "out of order");
-        let after = counters();
-        assert_eq!(after.frames_in, received);
-        after.check_ledger().unwrap();
+        counters().check_ledger().unwrap();
     });
 }
 

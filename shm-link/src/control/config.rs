@@ -194,6 +194,14 @@ impl NetworkConfig {
         Ok(())
     }
 
+    pub(crate) fn differs_only_in_serial(&self, other: &Self) -> bool {
+        let serial = other.serial;
+        Self {
+            serial,
+            ..self.clone()
+        } == *other
+    }
+
     pub(crate) fn write(&self, w: &mut Writer<'_>) -> Result<(), EncodeError> {
         w.u32(tag::SERIAL, self.serial)?;
         w.bytes(tag::MAC, &self.mac)?;

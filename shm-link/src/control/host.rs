@@ -299,14 +299,15 @@ impl HostControl {
     /// Changes the configuration and says its serial, whatever serial `config`
     /// has. A running guest is told; while it still has an earlier update to
     /// answer, only the newest waits behind it. Any other guest gets it when it
-    /// asks.
+    /// asks. A change that makes no difference to a running guest keeps the
+    /// serial, and the guest is not told.
     ///
     /// # Errors
     /// When the configuration makes no sense, or does not once it is cut down to
     /// what the running guest can do; then nothing changes.
     pub fn update(&mut self, mut config: NetworkConfig) -> Result<u32, ConfigError> {
-        let serial = self.offer.config.serial.wrapping_add(1);
-        config.serial = serial;
+        let serial = self.offer.config.serial;
+        config.serial = serial.wrapping_add(1);
         config.validate()?;
         match &mut self.state {
             State::Waiting | State::Refused(_) | State::Greeted => {}
@@ -316,12 +317,17 @@ impl HostControl {
                 unsent,
                 ..
             } => {
-                *agreed = limits.agree(&config)?;
-                *unsent = true;
+                let next = limits.agree(&config)?;
+                if next.differs_only_in_serial(agreed) {
+                    config.serial = serial;
+                } else {
+                    *agreed = next;
+                    *unsent = true;
+                }
             }
         }
         self.offer.config = config;
-        Ok(serial)
+        Ok(self.offer.config.serial)
     }
 
     /// Asks whether the guest's machine is there. The answer is

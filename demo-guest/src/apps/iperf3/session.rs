@@ -167,24 +167,12 @@ impl<L: Link + Send + 'static, P: Platform> Session<L, P> {
             _ => return Err(Refusal::Message.into()),
         }
         let elapsed = self.now() - begin;
-        let at_end: Vec<_> = traffic.meters().map(|meter| meter.lock().clone()).collect();
-        // What the client measured is for the client to print.
+        let meters: Vec<_> = traffic.meters().map(|meter| meter.lock().clone()).collect();
+        let results = results(&meters, params.from_guest > 0, elapsed);
         let exchange = self.wait(async {
             self.control.send_all(&[EXCHANGE_RESULTS]).await?;
-            self.receive_text(MAX_RESULTS, Refusal::Results).await
-        });
-        beside(running, exchange).await?;
-        // What the client had sent before it said that it had enough, and what
-        // was overtaken by that word, has arrived now.
-        let arrived = traffic
-            .meters()
-            .take(params.to_guest)
-            .map(|meter| meter.lock().clone());
-        let meters: Vec<_> = arrived
-            .chain(at_end.into_iter().skip(params.to_guest))
-            .collect();
-        let results = results(&meters, params.from_guest > 0, elapsed);
-        self.wait(async {
+            // What the client measured is for the client to print.
+            self.receive_text(MAX_RESULTS, Refusal::Results).await?;
             self.control.send_all(&results).await?;
             self.control.send_all(&[DISPLAY_RESULTS]).await?;
             // The end of the connection says the same.
@@ -192,8 +180,8 @@ impl<L: Link + Send + 'static, P: Platform> Session<L, P> {
                 Ok(IPERF_DONE) | Err(_) => Ok(()),
                 Ok(_) => Err(Refusal::Message.into()),
             }
-        })
-        .await
+        });
+        beside(running, exchange).await
     }
 
     fn now(&self) -> Instant {

@@ -1,0 +1,183 @@
+//! The ways to the bridge: shared memory with doorbells, or a byte stream.
+//!
+//! The main loop is the same for both. A way makes a link, says what to wait for
+//! while nothing is to be done, and notices when the bridge is gone.
+
+use std::fmt;
+use std::fs::File;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+use shm_link::doorbell::Doorbell;
+use shm_link::link::{FrameRx, Link, MAX_FRAME_LEN};
+use shm_link::linux::address::Address;
+use shm_link::linux::attach::Attachment;
+use shm_link::linux::event::EventFd;
+use shm_link::shm::ShmLink;
+use shm_link::stream::fd::StreamFd;
+use shm_link::stream::{Framing, StreamLink};
+
+use crate::Error;
+
+/// How long one attempt to attach may take.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait for an answer on a line that may lose it.
+const LINE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// An attachment to the bridge, beside the link that the stack has.
+pub(crate) trait Attached: Sized {
+    /// Where the bridge is.
+    type Place: fmt::Display;
+    /// What the frames go over.
+    type Link: Link + Send + 'static;
+
+    /// Attaches anew.
+    fn attach(place: &Self::Place) -> Result<(Self, Self::Link), Error>;
+
+    /// What wakes the guest, given its link.
+    fn wakers(&self, link: &Self::Link) -> [PollFd<'_>; 2];
+
+    /// Takes note of which wakers are ready; `false`: the bridge is gone.
+    fn woken(&self, ready: [bool; 2], link: &mut Self::Link) -> bool;
+
+    /// Says goodbye where the end of the process does not.
+    fn leave(&self, _link: &mut Self::Link) {}
+
+    /// After how long without a configuration to begin the conversation anew,
+    /// because the link may have lost a message; `None`: it loses none.
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Memory shared with the bridge.
+pub(crate) struct Memory(Attachment);
+
+/// Rings the bridge.
+#[derive(Clone)]
+pub(crate) struct HostBell(Arc<EventFd>);
+
+impl Doorbell for HostBell {
+    fn ring(&self) {
+        self.0.ring();
+    }
+}
+
+impl Attached for Memory {
+    type Place = Address;
+    type Link = ShmLink<HostBell>;
+
+    fn attach(place: &Address) -> Result<(Self, Self::Link), Error> {
+        let attachment = Attachment::connect(place, ATTACH_TIMEOUT)?;
+        let bell = HostBell(Arc::new(attachment.ring_host.try_clone()?));
+        // SAFETY: a guest trusts its host: the bridge keeps to the layout.
+        let link = unsafe { ShmLink::attach(attachment.memory.region(), bell) }?;
+        Ok((Self(attachment), link))
+    }
+
+    fn wakers(&self, _: &Self::Link) -> [PollFd<'_>; 2] {
+        [
+            PollFd::new(&self.0.doorbell, PollFlags::IN),
+            PollFd::new(&self.0.socket, PollFlags::IN),
+        ]
+    }
+
+    fn woken(&self, [rung, socket]: [bool; 2], _: &mut Self::Link) -> bool {
+        if rung {
+            self.0.doorbell.drain();
+        }
+        !socket || self.0.daemon_alive()
+    }
+}
+
+/// Where a byte stream to the bridge is.
+pub(crate) enum StreamPlace {
+    /// A unix socket.
+    Socket(Address),
+    /// A serial line.
+    Line(PathBuf),
+}
+
+impl fmt::Display for StreamPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Line(device) => device.display().fmt(f),
+        }
+    }
+}
+
+impl StreamPlace {
+    fn open(&self) -> Result<(StreamFd, Framing), Error> {
+        Ok(match self {
+            Self::Socket(address) => {
+                let address = match address.path() {
+                    Some(path) => SocketAddr::from_pathname(path)?,
+                    None => abstract_name(&address.to_string())?,
+                };
+                let socket = UnixStream::connect_addr(&address)?;
+                (StreamFd::new(socket.into())?, Framing::Prefixed)
+            }
+            Self::Line(device) => {
+                let line = File::options().read(true).write(true).open(device)?;
+                (StreamFd::new_raw_terminal(line.into())?, Framing::Serial)
+            }
+        })
+    }
+}
+
+/// The name behind the @ that people write.
+fn abstract_name(text: &str) -> Result<SocketAddr, Error> {
+    use std::os::linux::net::SocketAddrExt;
+    let name = text.strip_prefix('@').unwrap_or(text);
+    Ok(SocketAddr::from_abstract_name(name)?)
+}
+
+/// A byte stream to the bridge.
+pub(crate) struct Stream {
+    fd: StreamFd,
+    framing: Framing,
+}
+
+impl Attached for Stream {
+    type Place = StreamPlace;
+    type Link = StreamLink<StreamFd, StreamFd, Vec<u8>>;
+
+    fn attach(place: &StreamPlace) -> Result<(Self, Self::Link), Error> {
+        let opened = place.open();
+        let (fd, framing) = opened.map_err(|error| format!("opening {place}: {error}"))?;
+        let end = || (fd.clone(), vec![0; framing.buffer_len(MAX_FRAME_LEN)]);
+        let link = StreamLink::new(framing, MAX_FRAME_LEN, end(), end())?;
+        Ok((Self { fd, framing }, link))
+    }
+
+    fn wakers(&self, link: &Self::Link) -> [PollFd<'_>; 2] {
+        let events = match link.wants_write() {
+            true => PollFlags::IN | PollFlags::OUT,
+            false => PollFlags::IN,
+        };
+        // There is only one.
+        [
+            PollFd::new(&self.fd, events),
+            PollFd::new(&self.fd, PollFlags::empty()),
+        ]
+    }
+
+    fn woken(&self, [ready, _]: [bool; 2], link: &mut Self::Link) -> bool {
+        !ready || link.split().0.peek().is_ok()
+    }
+
+    fn leave(&self, link: &mut Self::Link) {
+        link.close();
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        match self.framing {
+            Framing::Prefixed => None,
+            Framing::Serial => Some(LINE_PATIENCE),
+        }
+    }
+}

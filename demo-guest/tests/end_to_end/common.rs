@@ -1,0 +1,245 @@
+//! A private network with a daemon in it, and guests to attach to it.
+//!
+//! Daemon and guests are processes that die with the test, also when it panics
+//! or is killed. The daemon's process is this very program, told to run nothing
+//! but [`daemon_process`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use host_bridge::admin::AdminClient;
+use host_bridge::child::Helper;
+use host_bridge::daemon::Daemon;
+use host_bridge::netlink::Netlink;
+use host_bridge::port::{PortChange, PortState, PortStatus};
+use host_bridge::settings::{Options, Settings};
+use rustix::thread::UnshareFlags;
+
+/// How long anything but a bulk transfer may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a bulk transfer may take.
+pub(crate) const BULK_PATIENCE: Duration = Duration::from_secs(150);
+/// How long a test may take.
+const TEST_PATIENCE: Duration = Duration::from_secs(300);
+
+/// Bytes of a bulk transfer: a test of code that is not optimised moves fewer.
+pub(crate) const BULK: u64 = if cfg!(debug_assertions) {
+    20_000_000
+} else {
+    100_000_000
+};
+
+// Abstract, so private to the test's network namespace and gone with it.
+const SOCKET: &str = "@end-to-end";
+const ADMIN: &str = "@end-to-end-admin";
+/// Carries the daemon's settings to its process.
+const SETTINGS: &str = "END_TO_END_DAEMON";
+
+/// Runs a test in a network namespace of its own; skips it, loudly, where that
+/// is not allowed.
+pub(crate) fn in_private_network(test: impl FnOnce() + Send + 'static) {
+    let tun = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun");
+    if !rustix::process::geteuid().is_root() || tun.is_err() {
+        skip("root and /dev/net/tun");
+        return;
+    }
+    let (done, ended) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        // SAFETY: only this thread's network namespace changes, nothing that
+        // other threads of the process rely on.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("unshare");
+        netlink(async |netlink| netlink.set_up(1).await.expect("loopback"));
+        test();
+        done.send(()).expect("somebody waits for the test");
+    });
+    // The sender is dropped when the test panics.
+    if ended.recv_timeout(TEST_PATIENCE) == Err(RecvTimeoutError::Timeout) {
+        panic!("the test hangs");
+    }
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Says that a test, or a part of it, was not run.
+pub(crate) fn skip(missing: &str) {
+    let required = std::env::var("REQUIRE_PRIVILEGED").is_ok_and(|v| v == "1");
+    assert!(!required, "REQUIRE_PRIVILEGED=1, and there is no {missing}");
+    eprintln!("skipped: needs {missing}");
+}
+
+/// Does something with the links of this thread's network.
+pub(crate) fn netlink<T>(work: impl AsyncFnOnce(&Netlink) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async { work(&Netlink::connect().unwrap()).await })
+}
+
+/// The index of an interface, if there is one of that name.
+pub(crate) fn interface(name: &str) -> Option<u32> {
+    netlink(async |netlink| Some(netlink.link_by_name(name).await.ok()?.index))
+}
+
+/// Waits until `done`, looking again every few milliseconds.
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what} does not come true");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A running daemon.
+pub(crate) struct World {
+    settings: String,
+    daemon: Option<Helper>,
+}
+
+impl World {
+    /// Starts a daemon with these settings, as in a configuration file, besides
+    /// its sockets.
+    pub(crate) fn start(settings: &str) -> Self {
+        let settings = format!("socket = {SOCKET:?}\nadmin = {ADMIN:?}\n{settings}\n");
+        let mut world = Self {
+            settings,
+            daemon: None,
+        };
+        world.start_daemon();
+        world
+    }
+
+    /// Starts the daemon, after it was killed.
+    pub(crate) fn start_daemon(&mut self) {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args([
+                "--exact",
+                "common::daemon_process",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env(SETTINGS, &self.settings)
+            .env("RUST_LOG", "error")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        self.daemon = Some(Helper::spawn(command).unwrap());
+        until("the daemon", || self.admin().status(None).is_ok());
+    }
+
+    /// Kills the daemon, without giving it time to say a word.
+    pub(crate) fn kill_daemon(&mut self) {
+        self.daemon = None;
+    }
+
+    /// The daemon's process.
+    pub(crate) fn daemon_pid(&mut self) -> u32 {
+        self.daemon.as_mut().unwrap().child_mut().id()
+    }
+
+    pub(crate) fn admin(&self) -> AdminClient {
+        AdminClient::new(ADMIN.parse().unwrap())
+    }
+
+    /// Every port.
+    pub(crate) fn ports(&self) -> Vec<PortStatus> {
+        self.admin().status(None).unwrap()
+    }
+
+    /// The port of the guest that calls itself `name`, once it is configured.
+    pub(crate) fn running(&self, name: &str) -> Option<PortStatus> {
+        let mut ports = self.ports().into_iter();
+        ports.find(|port| port.guest == name && port.state == PortState::Running)
+    }
+
+    /// Changes a port and waits until its guest has followed.
+    pub(crate) fn change(&self, port: &str, change: PortChange) -> PortStatus {
+        self.admin().change(port, change).unwrap()
+    }
+
+    /// Attaches a guest.
+    pub(crate) fn guest(&self, name: &str) -> Guest {
+        let helper = Helper::spawn(guest_command(name)).unwrap();
+        until("the guest's configuration", || self.running(name).is_some());
+        let port = self.running(name).unwrap();
+        let addresses = port.addresses.iter();
+        let addresses = addresses.map(|cidr| cidr.split_once('/').unwrap().0.parse().unwrap());
+        let guest = Guest {
+            helper,
+            port: port.name,
+            addresses: addresses.collect(),
+        };
+        for &address in &guest.addresses {
+            until("an answer of the guest", || answers(address));
+        }
+        guest
+    }
+}
+
+/// The process guest, told where this world's daemon is.
+pub(crate) fn guest_command(name: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_demo-guest"));
+    command
+        .args(["--socket", SOCKET, "--name", name])
+        .env("RUST_LOG", "error")
+        .stdin(Stdio::null());
+    command
+}
+
+/// Whether `address` answers a ping.
+pub(crate) fn answers(address: IpAddr) -> bool {
+    let report = host_bridge::probe::ping::ping(address, 0, 1, Duration::from_millis(200));
+    // The kernel may need a moment until an address of its own is usable.
+    report.is_ok_and(|report| report.received == 1)
+}
+
+/// A running guest.
+pub(crate) struct Guest {
+    helper: Helper,
+    /// Its port's name.
+    pub(crate) port: String,
+    /// Its addresses, IPv4 first.
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+impl Guest {
+    pub(crate) fn pid(&mut self) -> u32 {
+        self.helper.child_mut().id()
+    }
+
+    /// A port of its IPv4 address.
+    pub(crate) fn v4(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.addresses[0], port)
+    }
+
+    /// A port of its IPv6 address.
+    pub(crate) fn v6(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.addresses[1], port)
+    }
+}
+
+/// The daemon's process. As a test it does nothing.
+#[test]
+#[ignore = "the other tests run it, as a process of its own"]
+fn daemon_process() {
+    let Ok(settings) = std::env::var(SETTINGS) else {
+        return;
+    };
+    let settings = Settings::new(Options::parse(&settings).unwrap(), None).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(settings.workers)
+        .enable_all()
+        .build()
+        .unwrap();
+    let failure = runtime.block_on(async {
+        let mut daemon = Daemon::start(settings).await.unwrap();
+        daemon.failed().await
+    });
+    panic!("{failure}");
+}

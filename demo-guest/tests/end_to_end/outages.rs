@@ -1,0 +1,77 @@
+//! Somebody dies in the middle.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use host_bridge::probe::http::http_get;
+
+use crate::common::{PATIENCE, World, answers, in_private_network, interface, until};
+
+fn open(address: std::net::SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+fn echo(stream: &mut TcpStream, text: &str) {
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut answer = vec![0; text.len()];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, text.as_bytes());
+}
+
+#[test]
+fn a_connection_outlives_the_daemon() {
+    in_private_network(|| {
+        let mut world = World::start("");
+        let guest = world.guest("patient");
+        let mut streams = [open(guest.v4(7)), open(guest.v6(7))];
+        for round in 0..3 {
+            for stream in &mut streams {
+                echo(stream, &format!("before {round}"));
+            }
+            world.kill_daemon();
+            until("the TAP's end", || interface(&guest.port).is_none());
+            world.start_daemon();
+            until("the guest's return", || world.running("patient").is_some());
+            for &address in &guest.addresses {
+                until("an answer of the guest", || answers(address));
+            }
+            for stream in &mut streams {
+                echo(stream, &format!("after {round}"));
+            }
+        }
+        assert_eq!(http_get(guest.v4(80), "/", PATIENCE).unwrap().status, 200);
+    });
+}
+
+#[test]
+fn a_guest_killed_in_the_middle_of_a_transfer_frees_its_port_at_once() {
+    in_private_network(|| {
+        let world = World::start("");
+        let neighbour = world.guest("neighbour");
+        let guest = world.guest("mortal");
+        let (port, addresses) = (guest.port.clone(), guest.addresses.clone());
+        let mut download = open(guest.v4(80));
+        download
+            .write_all(b"GET /bytes/1000000000000 HTTP/1.1\r\n\r\n")
+            .unwrap();
+        let mut buffer = vec![0; 1 << 20];
+        download.read_exact(&mut buffer).unwrap();
+        drop(guest);
+        until("the port's end", || world.ports().len() == 1);
+        assert_eq!(interface(&port), None);
+        // The next one gets the same place.
+        let guest = world.guest("heir");
+        assert_eq!((&guest.port, &guest.addresses), (&port, &addresses));
+        for address in [guest.v4(80), neighbour.v4(80)] {
+            assert_eq!(http_get(address, "/", PATIENCE).unwrap().status, 200);
+        }
+        // What is left of the old connection hurts nobody: the new guest resets it.
+        download
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .unwrap();
+        while matches!(download.read(&mut buffer), Ok(1..)) {}
+    });
+}

@@ -1,0 +1,70 @@
+//! What the demo offers, used as a user would.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+
+use host_bridge::probe::bulk::{SINK_PORT, SOURCE_PORT, bulk_receive, bulk_send};
+use host_bridge::probe::http::http_get;
+use host_bridge::probe::ping::ping;
+use host_bridge::probe::udp::{ECHO_PORT, sizes_for, udp_echo};
+
+use crate::common::{BULK, BULK_PATIENCE, PATIENCE, World, in_private_network};
+
+#[test]
+fn every_service_works_over_ipv4_and_ipv6() {
+    in_private_network(|| {
+        let world = World::start("");
+        let guest = world.guest("server");
+        for (seed, &address) in guest.addresses.iter().enumerate() {
+            use_everything(address, seed as u64);
+        }
+        assert_eq!(guest.addresses.len(), 2);
+        // Every frame of all that is accounted for.
+        let port = world.running("server").unwrap();
+        port.counters.guest_to_host.check_ledger().unwrap();
+        port.counters.host_to_guest.check_ledger().unwrap();
+        assert!(port.counters.guest_to_host.drops.is_empty(), "{port:?}");
+    });
+}
+
+fn use_everything(address: IpAddr, seed: u64) {
+    let at = |port| SocketAddr::new(address, port);
+    let pings = ping(address, 0, 20, PATIENCE).unwrap();
+    assert_eq!(pings.received, 20, "{address}");
+
+    let page = http_get(at(80), "/", PATIENCE).unwrap();
+    let text = String::from_utf8(page.body).unwrap();
+    assert_eq!(page.status, 200);
+    assert!(
+        text.contains("Hello from server") && text.contains("MTU      1500"),
+        "{text}"
+    );
+    let bytes = http_get(at(80), "/bytes/1000000", PATIENCE).unwrap();
+    assert_eq!((bytes.status, bytes.body.len()), (200, 1_000_000));
+    assert_eq!(http_get(at(80), "/nowhere", PATIENCE).unwrap().status, 404);
+
+    let sent = bulk_send(at(SINK_PORT), BULK, seed, BULK_PATIENCE).unwrap();
+    assert!(sent.checksum_ok, "{address}: {sent:?}");
+    let received = bulk_receive(at(SOURCE_PORT), BULK, seed, BULK_PATIENCE).unwrap();
+    assert!(received.checksum_ok, "{address}: {received:?}");
+
+    let sizes = sizes_for(at(ECHO_PORT), 1500);
+    let datagrams = udp_echo(at(ECHO_PORT), &sizes, PATIENCE).unwrap();
+    assert_eq!(
+        (datagrams.echoed, datagrams.corrupted),
+        (sizes.len(), 0),
+        "{datagrams:?}"
+    );
+
+    // The reading half stays open when the writing half is closed.
+    let mut stream = TcpStream::connect_timeout(&at(7), PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"there and back").unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "there and back");
+
+    let refused = TcpStream::connect_timeout(&at(9), PATIENCE).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
