@@ -5,10 +5,11 @@
 //! the frames; what they mean for the TAP, the status and those who wait for an
 //! answer is decided and done here. Nothing here touches a transport.
 
+use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use shm_link::control::NetworkConfig;
 use shm_link::offload::Offloads;
 use tokio::io::unix::AsyncFd;
@@ -33,6 +34,14 @@ const INBOX_LEN: usize = 16;
 /// How long a guest waits at the most for its TAP's queue to start. It takes
 /// the kernel well under a millisecond, unless the machine is very busy.
 const QUEUE_PATIENCE: Duration = Duration::from_millis(100);
+/// The host's own address on the link of a guest that it routes IPv6 for: the
+/// source of its questions for the guest's MAC when it forwards others' packets
+/// (RFC 4861 section 7.2.2). The kernel makes none by itself, see
+/// [`Netlink::quiet_ipv6`].
+const HOST_LINK_LOCAL: IpNet = IpNet::V6(Ipv6Net::new_assert(
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
+    64,
+));
 /// What a TAP with a virtio header can leave to the guest, and do for it.
 const OFFLOADS: Offloads = Offloads::CHECKSUM
     .union(Offloads::TSO4)
@@ -318,7 +327,9 @@ async fn prepare_tap(
     if let Some(master) = master {
         netlink.set_master(index, master).await?;
     }
-    for &address in host_addresses {
+    let link_local = host_addresses.iter().any(|net| matches!(net, IpNet::V6(_)));
+    let link_local = link_local.then_some(HOST_LINK_LOCAL);
+    for address in host_addresses.iter().copied().chain(link_local) {
         match netlink.add_address(index, address).await {
             Err(error) if !error.is_already_there() => return Err(error.into()),
             _ => {}

@@ -185,6 +185,14 @@ impl DaemonProcess {
     }
 }
 
+impl Drop for DaemonProcess {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
+    }
+}
+
 /// A guest on a thread of its own that obeys every change.
 pub(crate) struct LivingGuest {
     stop: Arc<AtomicBool>,
