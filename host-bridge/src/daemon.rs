@@ -5,7 +5,6 @@
 //! the demo embed it. It reads no configuration and installs no handlers.
 
 use std::fs::OpenOptions;
-use std::future::Future;
 use std::io;
 
 use shm_link::linux::address::Address;
@@ -108,10 +107,8 @@ impl Daemon {
 }
 
 /// Done when the daemon is to end: nothing is ever sent.
-fn ended(mut running: watch::Receiver<()>) -> impl Future<Output = ()> + Send + 'static {
-    async move {
-        let _ = running.changed().await;
-    }
+async fn ended(mut running: watch::Receiver<()>) {
+    let _ = running.changed().await;
 }
 
 /// Finds out now what would otherwise turn away the first guest.

@@ -99,7 +99,10 @@ impl AdminClient {
     /// [`AdminError`]; [`AdminError::Refused`] says why the change does not hold.
     pub fn change(&self, port: &str, change: PortChange) -> Result<PortStatus, AdminError> {
         let port = port.to_owned();
-        match self.ask(&Request::Change { port, change })? {
+        match self.ask(&Request::Change {
+            port,
+            change: Box::new(change),
+        })? {
             Response::Changed { port } => Ok(*port),
             Response::Status { .. } | Response::Error { .. } => {
                 Err(self.strange("an answer to something else"))

@@ -28,7 +28,7 @@ pub enum Request {
         /// The port's name.
         port: String,
         /// What to change.
-        change: PortChange,
+        change: Box<PortChange>,
     },
 }
 
@@ -150,12 +150,12 @@ mod tests {
             },
             Request::Change {
                 port: "guest0".into(),
-                change: PortChange {
+                change: Box::new(PortChange {
                     mtu: Some(1300),
                     addresses: Some(vec!["10.0.0.2/24".parse().unwrap()]),
                     impair_to_host: Some("loss=5%".parse().unwrap()),
                     ..PortChange::default()
-                },
+                }),
             },
         ] {
             let line = request.to_line();

@@ -176,7 +176,7 @@ async fn answer(request: Request, bridge: &Bridge) -> Response {
             None => Err(no_such_port(bridge, &name)),
         },
         Request::Change { port, change } => {
-            change_port(bridge, &port, change)
+            change_port(bridge, &port, *change)
                 .await
                 .map(|port| Response::Changed {
                     port: Box::new(port),

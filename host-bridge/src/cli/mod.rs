@@ -52,7 +52,7 @@ enum Command {
     /// Show what a running daemon's ports are doing.
     Status(status::StatusArgs),
     /// Change a port of a running daemon, and wait for its guest to follow.
-    Set(set::SetArgs),
+    Set(Box<set::SetArgs>),
     /// Show the whole thing at work in a private network, and check it.
     ///
     /// Starts a daemon and a guest as processes of their own in a new network
@@ -70,7 +70,7 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => run::main(*args),
         Command::Status(args) => status::main(&args),
-        Command::Set(args) => set::main(args),
+        Command::Set(args) => set::main(*args),
         Command::Demo(args) => demo::main(&args),
     };
     match done {
