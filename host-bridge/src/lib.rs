@@ -70,8 +70,8 @@
 //! every local user of the network namespace.
 //!
 //! # Limits
-//! Ports open plain TAPs: one frame per system call and no offloads, so an offload
-//! header that asks for anything ends the port. Up to 4,096 guests at one attach socket.
+//! One frame per system call, of up to 64 KB where segmentation was agreed on. Up to
+//! 4,096 guests at one attach socket.
 //! The daemon keeps the rights it was started with.
 //!
 //! `docs/STACK.md` in the repository has the theory of operation.
