@@ -55,7 +55,7 @@ pub enum TapSource {
 pub enum TapKind {
     /// Frames as they are.
     Plain,
-    /// A [`OffloadHeader`](shm_link::offload::OffloadHeader) of 12 bytes in front
+    /// An [`OffloadHeader`] of 12 bytes in front
     /// of each frame. The kernel finishes what the header leaves undone, and
     /// leaves undone what [`Tap::set_offloads`] allows.
     VnetHeader,

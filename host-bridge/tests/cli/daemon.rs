@@ -7,7 +7,7 @@ use host_bridge::tap::{Tap, TapSource};
 use rustix::process::Signal;
 
 use crate::common::in_private_network;
-use crate::support::{ATTACH, DaemonProcess, LivingGuest, host_bridge, ip, stderr};
+use crate::support::{ATTACH, DaemonProcess, LivingGuest, PASSED_FD, host_bridge, ip, stderr};
 
 #[test]
 fn the_status_shows_a_guest_as_a_table_and_as_json() {
@@ -317,7 +317,7 @@ fn an_inherited_descriptor_serves_one_guest_after_the_other() {
     in_private_network(|| async {
         let name = Some("passed".to_owned());
         let tap = Tap::open(TapSource::Create { name }).unwrap();
-        let daemon = DaemonProcess::start_with_tap(&["--tap-fd", "9"], &tap);
+        let daemon = DaemonProcess::start_with_tap(&["--tap-fd", &PASSED_FD.to_string()], &tap);
         drop(tap);
         for _ in 0..2 {
             let guest = LivingGuest::attach(|guest| {

@@ -17,6 +17,10 @@ use crate::common::{PATIENCE, RawGuest};
 
 /// The attach socket of [`crate::common`]'s guests.
 pub(crate) const ATTACH: &str = "@attach";
+/// Where a TAP is passed on. High, so that it is none of the descriptors that this
+/// process has open: not the TAP's own, which would stay closed on exec, and not
+/// the pipe by which a child reports that it cannot start.
+pub(crate) const PASSED_FD: i32 = 500;
 /// What the daemon logs last when it starts.
 const READY: &str = "administered at";
 
@@ -63,7 +67,7 @@ impl DaemonProcess {
         Self::start_in(Arc::new(tempfile::tempdir().unwrap()), args, None)
     }
 
-    /// The same with a TAP passed on as descriptor 9.
+    /// The same with a TAP passed on as descriptor [`PASSED_FD`].
     pub(crate) fn start_with_tap(args: &[&str], tap: &Tap) -> Self {
         Self::start_in(Arc::new(tempfile::tempdir().unwrap()), args, Some(tap))
     }
@@ -87,7 +91,7 @@ impl DaemonProcess {
             let fd = tap.as_raw_fd();
             // SAFETY: dup2 is async-signal-safe; the copy is not closed on exec.
             unsafe {
-                command.pre_exec(move || match libc::dup2(fd, 9) {
+                command.pre_exec(move || match libc::dup2(fd, PASSED_FD) {
                     -1 => Err(std::io::Error::last_os_error()),
                     _ => Ok(()),
                 });
