@@ -9,7 +9,7 @@ use shm_link::link::FrameTx;
 use smoltcp::iface::SocketSet;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::dhcpv4;
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv6Packet, Icmpv6Repr, IpAddress, IpCidr,
     IpProtocol, Ipv4Cidr, Ipv6Packet, Ipv6Repr, NdiscRepr, RawHardwareAddress,
@@ -21,9 +21,14 @@ use crate::device::Wire;
 use crate::flow::{Entry, Handle, Quiet};
 use crate::slaac::Slaac;
 use crate::sockets::Sockets;
+use crate::timers::earlier;
 
 /// All routers on the link (RFC 4291, 2.7.1).
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+
+/// How long a lease is trusted after the cable was pulled out and plugged in
+/// again: a server that is there answers several times over.
+const CONFIRMATION: Duration = Duration::from_secs(60);
 
 /// What a DHCP server gave us.
 #[derive(Debug, Clone)]
@@ -38,6 +43,9 @@ struct Lease {
 pub(crate) struct Autoconf {
     dhcp: Option<Handle>,
     lease: Option<Lease>,
+    /// The lease is from before the cable was pulled out, and goes at this time
+    /// unless a server confirms it.
+    confirm_by: Option<Instant>,
     slaac: Option<Slaac>,
 }
 
@@ -60,13 +68,24 @@ impl Autoconf {
         self.lease.as_ref().map_or(&[], |lease| &lease.dns)
     }
 
+    /// Drops a lease that was not confirmed in time; whether it did.
+    fn drop_unconfirmed(&mut self, now: Instant) -> bool {
+        let late = self.confirm_by.is_some_and(|at| at <= now);
+        if late {
+            self.confirm_by = None;
+            self.lease = None;
+        }
+        late
+    }
+
     /// The slot of the DHCP client, if there is one.
     pub(crate) fn dhcp_slot(&self) -> Option<u32> {
         self.dhcp.map(|handle| handle.index)
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.slaac.as_ref()?.deadline()
+        let slaac = self.slaac.as_ref().and_then(Slaac::deadline);
+        earlier(slaac, self.confirm_by)
     }
 }
 
@@ -81,6 +100,26 @@ impl Sockets {
         if self.net.slaac {
             self.autoconf.slaac = Some(Slaac::new(self.net.mac, now));
         }
+        self.start_dhcp();
+        self.refresh_addresses();
+    }
+
+    /// The cable was plugged in again, perhaps elsewhere: asks anew, and keeps
+    /// for a while what it has, so that streams survive a short interruption.
+    pub(crate) fn confirm_autoconf(&mut self, now: Instant) {
+        if let Some(handle) = self.autoconf.dhcp.take() {
+            self.table.remove(handle.index);
+        }
+        let leased = self.autoconf.lease.is_some();
+        self.autoconf.confirm_by = leased.then(|| now + CONFIRMATION);
+        self.start_dhcp();
+        if let Some(slaac) = &mut self.autoconf.slaac {
+            slaac.solicit_again(now);
+        }
+    }
+
+    /// Begins a conversation with DHCP servers, if it is wanted.
+    fn start_dhcp(&mut self) {
         if self.net.dhcp {
             let mut set = SocketSet::new(vec![]);
             set.add(dhcpv4::Socket::new());
@@ -88,20 +127,19 @@ impl Sockets {
             self.autoconf.dhcp = Some(handle);
             self.table.mark(handle.index);
         }
-        self.refresh_addresses();
     }
 
     /// Looks whether DHCP or the passing of time changed our addresses, and
     /// solicits routers when due.
     pub(crate) fn poll_autoconf(&mut self, now: Instant, tx: &mut dyn FrameTx) {
-        let leased = self.poll_dhcp();
+        let leased = self.poll_dhcp() | self.autoconf.drop_unconfirmed(now);
         let (expired, solicit) = match &mut self.autoconf.slaac {
             Some(slaac) => (slaac.expire(now), slaac.poll_solicit(now)),
             None => (false, false),
         };
         if leased || expired {
             self.refresh_addresses();
-            self.drop_lost_addresses(now);
+            self.drop_lost_addresses();
         }
         if solicit {
             self.solicit_router(tx);
@@ -121,8 +159,11 @@ impl Sockets {
         };
         match quiet.set.get_mut::<dhcpv4::Socket>(socket).poll() {
             None => false,
+            // A client that has just begun says so too.
+            Some(dhcpv4::Event::Deconfigured) if self.autoconf.confirm_by.is_some() => false,
             Some(dhcpv4::Event::Deconfigured) => self.autoconf.lease.take().is_some(),
             Some(dhcpv4::Event::Configured(lease)) => {
+                self.autoconf.confirm_by = None;
                 let servers = lease.dns_servers.iter().map(|server| IpAddr::V4(*server));
                 self.autoconf.lease = Some(Lease {
                     address: lease.address,
@@ -165,7 +206,7 @@ impl Sockets {
         };
         if slaac.handle_advertisement(src, router_lifetime, prefix_info, now) {
             self.refresh_addresses();
-            self.drop_lost_addresses(now);
+            self.drop_lost_addresses();
         }
     }
 

@@ -59,7 +59,9 @@ pub struct Limits {
     /// asks for two maximum segment lifetimes, which is longer).
     pub time_wait_duration: Duration,
     /// Connections of all kinds together, TIME-WAIT aside. Default 65,536. At the
-    /// limit SYNs are dropped and `connect` fails.
+    /// limit SYNs are dropped and `connect` fails. Each has its two buffers
+    /// ([`crate::tcp::options`]): where an application accepts whoever comes,
+    /// set it to what memory suffices for.
     pub connections: usize,
     /// How long a closed stream may try to deliver what was written before it
     /// is reset. Starts anew whenever the other end acknowledges data.
@@ -101,6 +103,11 @@ pub struct StackConfig {
     pub limits: Limits,
     /// Options of TCP streams for which nothing else is said.
     pub tcp: TcpOptions,
+    /// Bytes of buffers that are kept when their streams have ended, for further
+    /// ones of the same sizes: a server of short connections then asks for no
+    /// memory. Default 8 MiB; 0 keeps none. The memory is asked for when streams
+    /// need it, not before.
+    pub spare_buffer_bytes: usize,
     /// Bytes of payload that a UDP socket queues, each way. Default 65,536.
     pub udp_buffer_bytes: usize,
     /// Datagrams that a UDP socket queues, each way. Default 64.
@@ -116,6 +123,7 @@ impl StackConfig {
             budget: 64,
             limits: Limits::default(),
             tcp: TcpOptions::default(),
+            spare_buffer_bytes: 8 << 20,
             udp_buffer_bytes: 65_536,
             udp_buffer_datagrams: 64,
         }

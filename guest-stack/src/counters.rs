@@ -58,6 +58,9 @@ pub struct Counters {
     pub flows_polled: u64,
     /// Connections that were accepted from the wire (handshake complete).
     pub tcp_established: u64,
+    /// Acknowledgements that loss recovery showed to sockets to make them
+    /// resend, five for each segment; none without losses.
+    pub tcp_recovery_acks: u64,
     /// Handshakes that were forgotten because they took too long.
     pub tcp_half_open_expired: u64,
 }

@@ -18,6 +18,7 @@ use smoltcp::wire::{IpAddress, IpProtocol, checksum};
 
 use crate::classify::{self, Class, ETHERNET_LEN, Kind};
 use crate::error::SendError;
+use crate::tally::Tally;
 
 /// Bytes of headers that are cleared before smoltcp writes a frame: the room in
 /// the link holds old bytes, and not every writer sets every reserved field.
@@ -50,6 +51,8 @@ pub(crate) struct TxState {
     pub(crate) fragmenting: bool,
     /// Sequence numbers of the last TCP segment, when somebody watches.
     pub(crate) watched: Option<Option<SentTcp>>,
+    /// All TCP segments, when somebody counts them.
+    pub(crate) tally: Option<Tally>,
     scratch: Vec<u8>,
 }
 
@@ -77,6 +80,7 @@ impl TxState {
             wanted: false,
             fragmenting: false,
             watched: None,
+            tally: None,
             scratch: Vec::new(),
         }
     }
@@ -290,7 +294,7 @@ fn finish(frame: &mut [u8], meta: PacketMeta, state: &mut TxState) -> OffloadHea
     if fragment {
         state.fragmenting = true;
     }
-    if !offloaded && state.watched.is_none() {
+    if !offloaded && state.watched.is_none() && state.tally.is_none() {
         return OffloadHeader::NONE;
     }
     let Some(Class::Ip(packet)) = classify::classify(frame) else {
@@ -299,6 +303,9 @@ fn finish(frame: &mut [u8], meta: PacketMeta, state: &mut TxState) -> OffloadHea
     let Kind::Tcp(tcp) = packet.kind else {
         return OffloadHeader::NONE;
     };
+    if let Some(tally) = &mut state.tally {
+        tally.segment(&tcp);
+    }
     if let Some(watched) = &mut state.watched {
         *watched = Some(SentTcp {
             snd_nxt: tcp.seq_end(),

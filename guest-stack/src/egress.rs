@@ -12,6 +12,7 @@ use crate::classify::ETHERNET_LEN;
 use crate::device::{FrameDevice, Wire};
 use crate::flow::Entry;
 use crate::sockets::Sockets;
+use crate::timers::earlier;
 
 /// Segments that one socket may send before others get their turn. Sixteen
 /// full frames are some 20 µs of work; fewer make a busy table spin more.
@@ -61,11 +62,17 @@ impl Sockets {
         if let Entry::Flow(flow) = self.table.entry(index) {
             let watch = flow.ending();
             self.io.watched = watch.then_some(None);
+            self.io.tally = Some(flow.recovery.tally());
         }
+        self.recover(index, now, tx);
         let turn = self.send_from(index, now, tx);
         let sent = self.io.watched.take().flatten();
+        let tally = self.io.tally.take();
         if let Entry::Flow(flow) = self.table.entry(index) {
             flow.sent = sent.or(flow.sent);
+            if let Some(tally) = &tally {
+                flow.recovery.sent(now, tally);
+            }
         }
         match turn {
             Turn::Done => self.rest(index, now),
@@ -80,9 +87,6 @@ impl Sockets {
             if !self.finish_fragments(now, tx) {
                 return Turn::Blocked;
             }
-            let Some(set) = self.table.entry(index).set() else {
-                return Turn::Done;
-            };
             self.io.blocked = false;
             self.io.wanted = false;
             let mut device = FrameDevice {
@@ -92,7 +96,15 @@ impl Sockets {
                     state: &mut self.io,
                 },
             };
-            let sent = self.interface.poll_egress(now, &mut device, set) != PollResult::None;
+            let interface = &mut self.interface;
+            let result = self
+                .table
+                .entry(index)
+                .with_set(|set| interface.poll_egress(now, &mut device, set));
+            let Some(result) = result else {
+                return Turn::Done;
+            };
+            let sent = result != PollResult::None;
             if self.io.blocked {
                 return Turn::Blocked;
             }
@@ -113,10 +125,11 @@ impl Sockets {
 
     /// After a turn: notices what ended and sets the deadline.
     fn rest(&mut self, index: u32, now: Instant) {
-        let Some(set) = self.table.entry(index).set() else {
+        let interface = &mut self.interface;
+        let entry = self.table.entry(index);
+        let Some(smoltcp) = entry.with_set(|set| interface.poll_at(now, set)) else {
             return;
         };
-        let smoltcp = self.interface.poll_at(now, set);
         let mut deadline = match smoltcp {
             Some(at) if at <= now => Some(now + REST),
             at => at,
@@ -131,7 +144,9 @@ impl Sockets {
                 self.counters.tx_no_neighbour += thrown;
             }
         }
-        if let Entry::Flow(_) = self.table.entry(index) {
+        let mtu = self.io.mtu;
+        if let Entry::Flow(flow) = self.table.entry(index) {
+            deadline = earlier(deadline, flow.recovery_deadline(mtu));
             // TIME-WAIT ends the socket, but not before its ACK was sent.
             match self.settle(index, now) {
                 None => return,
@@ -197,13 +212,5 @@ impl Sockets {
     /// Longest frame that an answer to a received frame may need.
     pub(crate) fn answer_len(&self) -> usize {
         ETHERNET_LEN + self.io.mtu
-    }
-}
-
-/// The earlier of two deadlines, where `None` is never.
-pub(crate) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
     }
 }

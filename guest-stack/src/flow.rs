@@ -22,9 +22,9 @@ use smoltcp::iface::SocketSet;
 use smoltcp::time::Instant;
 use smoltcp::wire::IpEndpoint;
 
+use crate::tcp::connection::Flow;
 use crate::tcp::half_open::HalfOpen;
 use crate::tcp::listener::Listener;
-use crate::tcp::stream::Flow;
 use crate::tcp::time_wait::TimeWait;
 use crate::timers::Timers;
 use crate::udp::UdpSocket;
@@ -73,7 +73,7 @@ pub(crate) struct Quiet {
 pub(crate) enum Entry {
     Free,
     HalfOpen(HalfOpen),
-    Flow(Box<Flow>),
+    Flow(Flow),
     TimeWait(TimeWait),
     Listener(Box<Listener>),
     Udp(Box<UdpSocket>),
@@ -81,12 +81,12 @@ pub(crate) enum Entry {
 }
 
 impl Entry {
-    /// The entry's socket set, if it has one that may still be polled.
-    pub(crate) fn set(&mut self) -> Option<&mut SocketSet<'static>> {
+    /// Works on the entry's socket set, if it has one that may still be polled.
+    pub(crate) fn with_set<R>(&mut self, f: impl FnOnce(&mut SocketSet<'_>) -> R) -> Option<R> {
         match self {
-            Self::Flow(flow) => flow.live_set(),
-            Self::Udp(udp) => Some(&mut udp.set),
-            Self::Quiet(quiet) => Some(&mut quiet.set),
+            Self::Flow(flow) => flow.with_live_set(f),
+            Self::Udp(udp) => Some(f(&mut udp.set)),
+            Self::Quiet(quiet) => Some(f(&mut quiet.set)),
             Self::Free | Self::HalfOpen(_) | Self::TimeWait(_) | Self::Listener(_) => None,
         }
     }

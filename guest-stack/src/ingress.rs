@@ -104,9 +104,15 @@ impl Sockets {
         if offload.check(frame.len(), allowed).is_err() {
             return Ending::BadOffload;
         }
-        let Some(destination) = classify::destination(frame) else {
+        let (Some(destination), Some(source)) =
+            (classify::destination(frame), classify::source(frame))
+        else {
             return Ending::Malformed;
         };
+        // Nobody can be answered at a group address.
+        if source[0] & 1 != 0 {
+            return Ending::Malformed;
+        }
         if destination != self.net.mac && destination[0] & 1 == 0 {
             return Ending::NotOurs;
         }
@@ -319,12 +325,15 @@ impl Sockets {
         };
         let watch = flow.ending();
         self.io.watched = watch.then_some(None);
+        let before = flow.view();
         self.feed(index, now, frame, tx);
         let sent = self.io.watched.take().flatten();
+        let mtu = self.io.mtu;
         let Entry::Flow(flow) = self.table.entry(index) else {
             return;
         };
         flow.sent = sent.or(flow.sent);
+        flow.recovery_heard(now, frame, before, mtu);
         flow.heard();
         if flow.ended() {
             self.settle(index, now);

@@ -15,6 +15,21 @@
 //!   L: shm_link::link::Link
 //! ```
 //!
+//! # Where to begin
+//!
+//! | you have | begin with |
+//! | --- | --- |
+//! | a loop of your own, or an interrupt | [`stack::Stack`]: poll, arm, sleep; sockets by [`sockets::Sockets`] |
+//! | protocols of your own, or a small service | handlers: [`registry`] |
+//! | tasks on an executor | [`face::asynchronous::Network`] |
+//! | threads | [`face::blocking`], with a [`Platform`](face::platform::Platform) |
+//! | smoltcp sockets | [`sockets::Sockets::with_application_sockets`] |
+//!
+//! All of them stand on one stack and may be mixed. Addresses come from a
+//! [`config::NetConfig`], from the host ([`stack::Stack::with_control`]), or from
+//! DHCP and router advertisements. Examples are below; the program
+//! `examples/cost.rs` shows what a connection and a segment cost on your machine.
+//!
 //! # Files, from the lowest to the highest
 //!
 //! | file | what it holds |
@@ -24,6 +39,7 @@
 //! | `timers` | deadlines in order |
 //! | `limiter` | so many per second |
 //! | `sink` | a device that shows one packet and hides what is sent |
+//! | `tally` | what segments a socket sent |
 //! | `device` | the link as smoltcp's device, one frame at a time |
 //! | [`config`] | what a stack is told |
 //! | [`counters`] | what happened to every frame |
@@ -120,8 +136,9 @@
 //!
 //! # Memory
 //!
-//! A connection takes some 1.4 KB and its two buffers ([`tcp::options`]); a
-//! handshake under way and a TIME-WAIT some 250 bytes each, a UDP socket some
+//! A connection takes some 1.4 KB and its two buffers ([`tcp::options`]), which
+//! are kept for the next one when it ends ([`config::StackConfig::spare_buffer_bytes`]);
+//! a handshake under way and a TIME-WAIT some 250 bytes each, a UDP socket some
 //! 1.3 KB and its buffers. The stack itself takes some 75 KB, most of it
 //! smoltcp's fragment buffer (`SMOLTCP_FRAGMENTATION_BUFFER_SIZE`), and reassembly
 //! as much again and up to 64 KB for each of four packets, once a fragment has
@@ -136,6 +153,10 @@
 //!   ICMP errors do not reach streams, as smoltcp has it. No congestion control:
 //!   the link is local; behind it the bridge's queue sets the pace. Retransmission
 //!   waits a second at least.
+//! - No SYN cookies: who sends SYNs from many addresses and never completes a
+//!   handshake keeps a listener's backlog full, until the entries expire
+//!   ([`config::Limits::half_open_timeout`]). A larger backlog helps: an entry is
+//!   small.
 //! - IPv6: no fragments, no extension headers but hop-by-hop, no duplicate address
 //!   detection, no DHCPv6. `[::]` does not mean IPv4 as well.
 //! - No multicast sockets, no VLAN tags, no packets to oneself (no loopback).
@@ -162,6 +183,7 @@ pub mod classify;
 mod timers;
 mod limiter;
 mod sink;
+mod tally;
 mod device;
 pub mod config;
 pub mod counters;

@@ -19,7 +19,7 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Ipv6Cidr, NdiscPrefixInfoFlags, NdiscPrefixInformation};
 
 use crate::config::with_interface_id;
-use crate::egress::earlier;
+use crate::timers::earlier;
 
 /// RFC 4861, section 10.
 const MAX_SOLICITATIONS: u8 = 3;
@@ -48,6 +48,13 @@ impl Slaac {
             prefixes: heapless::Vec::new(),
             router: None,
         }
+    }
+
+    /// The cable was plugged in again: asks for routers anew and keeps what it
+    /// has as long as that is valid.
+    pub(crate) fn solicit_again(&mut self, now: Instant) {
+        self.solicit_at = Some(now);
+        self.solicitations = MAX_SOLICITATIONS;
     }
 
     /// Whether a router solicitation is due; it counts as sent.

@@ -15,7 +15,7 @@ use shm_link::link::FrameTx;
 use shm_link::offload::Offloads;
 use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpVersion};
 
 use crate::autoconf::Autoconf;
 use crate::classify::ETHERNET_LEN;
@@ -29,6 +29,7 @@ use crate::limiter::Limiter;
 use crate::ports::{LocalAddr, Ports};
 use crate::registry::Registry;
 use crate::tcp::TcpStreamId;
+use crate::tcp::memory::Pool;
 
 /// First port of the ephemeral range (RFC 6335, section 6).
 const EPHEMERAL_FIRST: u16 = 49_152;
@@ -40,6 +41,7 @@ pub struct Sockets {
     pub(crate) interface: Box<Interface>,
     pub(crate) io: TxState,
     pub(crate) table: Table,
+    pub(crate) pool: Pool,
     pub(crate) listeners: Ports,
     pub(crate) udp_ports: Ports,
     pub(crate) registry: Registry,
@@ -123,6 +125,7 @@ impl Sockets {
             interface,
             io,
             table: Table::new(hasher),
+            pool: Pool::new(config.spare_buffer_bytes),
             listeners: Ports::new(hasher),
             udp_ports: Ports::new(hasher),
             registry: Registry::new(hasher),
@@ -157,15 +160,17 @@ impl Sockets {
     /// [`ConfigError`]; nothing was changed then.
     pub(crate) fn configure(&mut self, net: NetConfig, now: Instant) -> Result<(), ConfigError> {
         net.check(self.config.protocols)?;
-        let restart = (net.dhcp, net.slaac, net.mac)
-            != (self.net.dhcp, self.net.slaac, self.net.mac)
-            || (net.carrier && !self.net.carrier);
+        let before = (self.net.dhcp, self.net.slaac, self.net.mac);
+        let restart = (net.dhcp, net.slaac, net.mac) != before;
+        let plugged_in = net.carrier && !self.net.carrier;
         self.net = net;
         self.rebuild(now);
         if restart {
             self.start_autoconf(now);
+        } else if plugged_in {
+            self.confirm_autoconf(now);
         }
-        self.drop_lost_addresses(now);
+        self.drop_lost_addresses();
         // The neighbours, the MTU or the carrier changed: let everybody try.
         for index in self.table.occupied() {
             self.table.mark(index);
@@ -217,7 +222,7 @@ impl Sockets {
 
     /// Ends the streams whose local address is not ours any more. smoltcp would
     /// throw away what they received.
-    pub(crate) fn drop_lost_addresses(&mut self, now: Instant) {
+    pub(crate) fn drop_lost_addresses(&mut self) {
         for index in self.table.occupied() {
             let lost = match self.table.entry(index) {
                 Entry::Flow(flow) => flow.local_addr(),
@@ -226,7 +231,7 @@ impl Sockets {
                 Entry::Free | Entry::Udp(_) | Entry::Quiet(_) | Entry::Listener(_) => None,
             };
             if lost.is_some_and(|address| !self.is_ours(&address)) {
-                self.fail(index, StreamError::AddrNotAvailable, now);
+                self.fail(index, StreamError::AddrNotAvailable);
             }
         }
     }
@@ -248,6 +253,30 @@ impl Sockets {
                 IpCidr::Ipv4(cidr) => cidr.broadcast() == Some(*address),
                 IpCidr::Ipv6(_) => false,
             })
+    }
+
+    /// Our address for packets to `remote`, if it can be reached.
+    pub(crate) fn source_address(&mut self, remote: &IpAddress) -> Option<IpAddress> {
+        // There is no loopback.
+        if remote.is_unspecified() || IpAddr::from(*remote).is_loopback() || self.is_ours(remote) {
+            return None;
+        }
+        let cidrs = self.interface.ip_addrs();
+        if !cidrs
+            .iter()
+            .any(|cidr| cidr.address().version() == remote.version())
+        {
+            return None;
+        }
+        let on_link = cidrs.iter().any(|cidr| cidr.contains_addr(remote));
+        let routed = match remote.version() {
+            IpVersion::Ipv4 => self.interface.routes().get_default_ipv4_route().is_some(),
+            IpVersion::Ipv6 => self.interface.routes().get_default_ipv6_route().is_some(),
+        };
+        if !on_link && !routed {
+            return None;
+        }
+        self.interface.get_source_address(remote)
     }
 
     /// A number that the wire cannot guess.
@@ -289,8 +318,11 @@ impl Sockets {
                 state: &mut self.io,
             },
         };
-        if let Some(set) = self.table.entry(index).set() {
-            self.interface.poll_ingress_single(now, &mut device, set);
+        let interface = &mut self.interface;
+        let fed = self.table.entry(index).with_set(|set| {
+            interface.poll_ingress_single(now, &mut device, set);
+        });
+        if fed.is_some() {
             self.table.mark(index);
         }
     }

@@ -14,12 +14,13 @@ use smoltcp::time::Instant;
 use crate::config::{NetConfig, StackConfig};
 use crate::context::Context;
 use crate::control::Control;
-use crate::egress::{Turn, earlier};
+use crate::egress::Turn;
 use crate::error::ConfigError;
 use crate::flow::Handle;
 use crate::sockets::Sockets;
 use crate::tcp::TcpStreamId;
 use crate::tcp::options::TcpOptions;
+use crate::timers::earlier;
 use crate::udp::UdpId;
 
 /// What to do after a [`Stack::poll`].

@@ -34,7 +34,9 @@ pub struct OffloadHeader {
     pub flags: u8,
     /// One of `GSO_*`, perhaps with [`GSO_ECN`].
     pub gso_type: u8,
-    /// Bytes of Ethernet, IP and transport header in front of the payload.
+    /// Bytes of Ethernet, IP and transport header in front of the payload, or
+    /// more: Linux writes how much of the frame lies in one piece, up to all of
+    /// it. So it is a hint (virtio 1.2, 5.1.6.2).
     pub hdr_len: u16,
     /// Payload bytes per segment (the MSS), when `gso_type` is not [`GSO_NONE`].
     pub gso_size: u16,
@@ -116,7 +118,7 @@ impl OffloadHeader {
             || self.flags & FLAG_NEEDS_CSUM == 0
             || self.gso_size == 0
             || hdr_len == 0
-            || hdr_len >= frame_len
+            || hdr_len > frame_len
         {
             return fault;
         }
@@ -165,5 +167,28 @@ impl Offloads {
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_super_frame_that_linux_holds_in_one_piece_is_accepted() {
+        let all = Offloads::CHECKSUM.union(Offloads::TSO4);
+        let header = |hdr_len| OffloadHeader {
+            flags: FLAG_NEEDS_CSUM,
+            gso_type: GSO_TCPV4,
+            hdr_len,
+            gso_size: 1460,
+            csum_start: 34,
+            csum_offset: 16,
+            num_buffers: 0,
+        };
+        assert_eq!(header(54).check(1517, all), Ok(()));
+        assert_eq!(header(1517).check(1517, all), Ok(()));
+        assert_eq!(header(1518).check(1517, all), Err(PeerFault::Offload));
+        assert_eq!(header(0).check(1517, all), Err(PeerFault::Offload));
     }
 }

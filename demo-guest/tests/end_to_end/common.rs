@@ -158,6 +158,16 @@ impl World {
         ports.find(|port| port.guest == name && port.state == PortState::Running)
     }
 
+    /// Whether every frame of every port is accounted for. A frame that is
+    /// under way at the moment is not.
+    pub(crate) fn ledgers_add_up(&self) -> bool {
+        self.ports().iter().all(|port| {
+            let counters = &port.counters;
+            let directions = [&counters.guest_to_host, &counters.host_to_guest];
+            directions.iter().all(|d| d.check_ledger().is_ok())
+        })
+    }
+
     /// Changes a port and waits until its guest has followed.
     pub(crate) fn change(&self, port: &str, change: PortChange) -> PortStatus {
         self.admin().change(port, change).unwrap()

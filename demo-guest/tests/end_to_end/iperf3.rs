@@ -131,30 +131,27 @@ fn the_server_is_free_again_after_clients_that_die_in_the_middle() {
         }
         let world = World::start("");
         let guest = world.guest("measured");
+        let moved = || {
+            let counters = world.running("measured").unwrap().counters;
+            counters.guest_to_host.frames_in + counters.host_to_guest.frames_in
+        };
         for options in ["-t 60", "-t 60 -R -P 4", "-t 60 -u -R -b 50M"] {
             let mut victim = client(&guest, options);
             victim.stdout(Stdio::null());
             let victim = Helper::spawn(victim).unwrap();
-            // Once it sits, others are told so.
-            until("the test", || !run(&guest, "-n 1K")["error"].is_null());
+            // Once it runs, others are told so.
+            let before = moved();
+            until("the test", || moved() > before + 1000);
             let error = run(&guest, "-n 1K")["error"].to_string();
             assert!(error.contains("the server is busy"), "{error}");
             drop(victim);
             until("a free seat", || run(&guest, "-n 1K")["error"].is_null());
         }
         // Nothing of the last one's traffic goes on.
-        let frames = || {
-            world
-                .running("measured")
-                .unwrap()
-                .counters
-                .guest_to_host
-                .frames_in
-        };
         until("silence", || {
-            let before = frames();
+            let before = moved();
             std::thread::sleep(std::time::Duration::from_millis(100));
-            frames() == before
+            moved() == before
         });
     });
 }

@@ -132,7 +132,9 @@ impl<L: Link, P: Platform> Network<L, P> {
     /// Drives the stack: whenever there is nothing to do, calls `wait` with the
     /// time at which to come back at the latest. `wait` returns when the link's
     /// doorbell rings, the platform's `kick_driver` was called, or the time
-    /// comes; with `Break` this returns.
+    /// comes; with `Break` this returns. When the link is gone it goes on waiting
+    /// for deadlines: [`Stack::link_error`] tells, and
+    /// [`Stack::replace_link`] mends.
     pub fn run(&self, mut wait: impl FnMut(Option<Instant>) -> ControlFlow<()>) {
         loop {
             if let Step::Sleep(until) = self.step()
@@ -209,10 +211,8 @@ impl<L: Link, P: Platform> Network<L, P> {
         options: TcpOptions,
     ) -> Result<TcpStream<L, P>, StreamError> {
         let now = self.0.platform.now();
-        let mut inner = self.0.inner.lock();
-        let begun = inner.stack.sockets().tcp_connect(now, remote, options);
-        drop(inner);
-        let id = begun?;
+        let begin = |stack: &mut Stack<L>| stack.sockets().tcp_connect(now, remote, options);
+        let id = begin(&mut self.0.inner.lock().stack)?;
         let stream = TcpStream {
             network: self.clone(),
             id,

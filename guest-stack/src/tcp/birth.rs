@@ -15,12 +15,13 @@
 
 use core::hash::{BuildHasher, Hash, Hasher};
 
-use smoltcp::iface::{Config, Interface, SocketSet};
+use smoltcp::iface::{Config, Interface};
 use smoltcp::phy::Medium;
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 
+use super::memory::TcpCell;
 use super::segment::{MAX_LEN, Segment};
 use crate::classify::u32_at;
 use crate::flow::FlowKey;
@@ -77,10 +78,16 @@ fn sequence(packet: &[u8]) -> Option<u32> {
     u32_at(packet, header_len + 4)
 }
 
-fn interface(sink: &mut Sink<'_>, isn: u32, local: IpAddress, now: Instant) -> Interface {
+/// Settings of an `Interface` whose generator's next output is `isn`. Whoever
+/// needs one makes it in place: it is large, and passing it on copies it.
+fn seeded(isn: u32) -> Config {
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = seed_for(isn);
-    let mut interface = Interface::new(config, sink, now);
+    config
+}
+
+/// Gives an interface without addresses one.
+fn set_address(interface: &mut Interface, local: IpAddress) {
     let prefix_len = match local {
         IpAddress::Ipv4(_) => 32,
         IpAddress::Ipv6(_) => 128,
@@ -89,7 +96,6 @@ fn interface(sink: &mut Sink<'_>, isn: u32, local: IpAddress, now: Instant) -> I
         // The table is empty.
         let _ = addresses.push(IpCidr::new(local, prefix_len));
     });
-    interface
 }
 
 /// Takes a socket through the handshake up to its SYN|ACK, which was sent with
@@ -97,53 +103,50 @@ fn interface(sink: &mut Sink<'_>, isn: u32, local: IpAddress, now: Instant) -> I
 /// waits for the ACK. `None`: it sent another sequence number.
 #[inline(never)]
 pub(crate) fn accepted(
-    socket: tcp::Socket<'static>,
+    mut cell: TcpCell,
     syn: &Segment,
     isn: u32,
     mtu: usize,
     now: Instant,
-) -> Option<SocketSet<'static>> {
+) -> Option<TcpCell> {
     let mut packet = [0; MAX_LEN];
     let packet = &mut packet[..syn.packet_len()];
     syn.write_packet(packet);
     let mut sink = Sink::new(Medium::Ip, mtu);
-    let mut interface = interface(&mut sink, isn, syn.dst, now);
-    let mut set = SocketSet::new(alloc::vec![]);
-    let handle = set.add(socket);
-    set.get_mut::<tcp::Socket>(handle)
-        .listen(IpEndpoint::new(syn.dst, syn.tcp.dst_port))
-        .ok()?;
+    let mut interface = Interface::new(seeded(isn), &mut sink, now);
+    set_address(&mut interface, syn.dst);
+    let local = IpEndpoint::new(syn.dst, syn.tcp.dst_port);
+    cell.with(|socket| socket.listen(local)).ok()?;
     sink.show(packet);
-    interface.poll_ingress_single(now, &mut sink, &mut set);
-    interface.poll_egress(now, &mut sink, &mut set);
+    cell.with_set(|set| {
+        interface.poll_ingress_single(now, &mut sink, set);
+        interface.poll_egress(now, &mut sink, set);
+    });
     let sent = sequence(&sink.written)?;
-    let state = set.get::<tcp::Socket>(handle).state();
-    (state == tcp::State::SynReceived && sent == isn).then_some(set)
+    let state = cell.with(|socket| socket.state());
+    (state == tcp::State::SynReceived && sent == isn).then_some(cell)
 }
 
 /// Lets a socket begin a handshake from `key.local` to `key.remote` whose SYN
 /// will have the sequence number `isn`.
 #[inline(never)]
 pub(crate) fn connecting(
-    mut socket: tcp::Socket<'static>,
+    mut cell: TcpCell,
     key: &FlowKey,
     isn: u32,
     mtu: usize,
     now: Instant,
-) -> Option<SocketSet<'static>> {
+) -> Option<TcpCell> {
     let mut sink = Sink::new(Medium::Ip, mtu);
-    let mut interface = interface(&mut sink, isn, key.local.addr, now);
-    socket
-        .connect(interface.context(), key.remote, key.local)
-        .ok()?;
-    let mut set = SocketSet::new(alloc::vec![]);
-    set.add(socket);
-    Some(set)
+    let mut interface = Interface::new(seeded(isn), &mut sink, now);
+    let begun = cell.with(|socket| socket.connect(interface.context(), key.remote, key.local));
+    begun.is_ok().then_some(cell)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tcp::memory::Pool;
     use crate::tcp::options::TcpOptions;
     use smoltcp::wire::{TcpControl, TcpRepr, TcpSeqNumber};
 
@@ -189,9 +192,9 @@ mod tests {
         for v6 in [false, true] {
             for isn in [0, 1, 0x7fff_ffff, 0x8000_0000, u32::MAX, 0x1234_5678] {
                 let key = key(v6);
-                let socket = TcpOptions::default().socket();
-                let set = accepted(socket, &syn(&key), isn, 1500, Instant::ZERO);
-                assert!(set.is_some(), "v6 {v6}, isn {isn}");
+                let socket = Pool::new(0).socket(&TcpOptions::default());
+                let cell = accepted(socket, &syn(&key), isn, 1500, Instant::ZERO);
+                assert!(cell.is_some(), "v6 {v6}, isn {isn}");
             }
         }
     }
@@ -201,11 +204,12 @@ mod tests {
         for v6 in [false, true] {
             for isn in [0, 5, u32::MAX, 0xdead_beef] {
                 let key = key(v6);
-                let socket = TcpOptions::default().socket();
-                let mut set = connecting(socket, &key, isn, 1500, Instant::ZERO).unwrap();
+                let socket = Pool::new(0).socket(&TcpOptions::default());
+                let mut cell = connecting(socket, &key, isn, 1500, Instant::ZERO).unwrap();
                 let mut sink = Sink::new(Medium::Ip, 1500);
-                let mut interface = interface(&mut sink, 0, key.local.addr, Instant::ZERO);
-                interface.poll_egress(Instant::ZERO, &mut sink, &mut set);
+                let mut interface = Interface::new(seeded(0), &mut sink, Instant::ZERO);
+                set_address(&mut interface, key.local.addr);
+                cell.with_set(|set| interface.poll_egress(Instant::ZERO, &mut sink, set));
                 assert_eq!(sequence(&sink.written), Some(isn));
             }
         }

@@ -5,19 +5,29 @@
 //! | --- | --- |
 //! | [`options`] | options and buffer sizes |
 //! | `segment` | segments written without a socket |
+//! | `memory` | a socket with the memory of its buffers, which is used again |
 //! | `birth` | sockets with an initial sequence number of our choice |
 //! | `half_open` | a handshake before it has a socket |
+//! | `recovery` | resending what was lost before a timeout |
+//! | `connection` | a connection while it has one |
 //! | `time_wait` | a connection after it had one |
-//! | [`stream`] | a connection: handles, reading, writing, ends |
-//! | `listener` | ports, backlogs, and the way from SYN to stream |
+//! | [`listener`] | ports, backlogs, accepting |
+//! | [`stream`] | connecting, reading, writing, closing |
+//! | `handshake` | the way from a SYN to a stream |
+//! | `ending` | the ways in which connections end |
 
-pub(crate) mod birth;
-pub(crate) mod half_open;
-pub mod listener;
 pub mod options;
 pub(crate) mod segment;
-pub mod stream;
+pub(crate) mod memory;
+pub(crate) mod birth;
+pub(crate) mod half_open;
+pub(crate) mod recovery;
+pub(crate) mod connection;
 pub(crate) mod time_wait;
+pub mod listener;
+pub mod stream;
+mod handshake;
+mod ending;
 
 use crate::flow::Handle;
 

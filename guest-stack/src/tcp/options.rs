@@ -75,17 +75,14 @@ pub(crate) fn window_shift(buffer_len: usize) -> u8 {
 }
 
 impl TcpOptions {
-    /// A fresh smoltcp socket with these options.
-    pub(crate) fn socket(&self) -> tcp::Socket<'static> {
-        let rx = alloc::vec![0u8; buffer_len(self.rx_buffer_bytes)];
-        let tx = alloc::vec![0u8; self.tx_buffer_bytes.clamp(2048, (1 << 30) - 1)];
-        let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(rx), tcp::SocketBuffer::new(tx));
-        self.apply(&mut socket);
-        socket
+    /// Lengths of the receive and the transmit buffer that are made.
+    pub(crate) fn buffer_lens(&self) -> (usize, usize) {
+        let tx = self.tx_buffer_bytes.clamp(2048, (1 << 30) - 1);
+        (buffer_len(self.rx_buffer_bytes), tx)
     }
 
     /// Sets everything but the sizes.
-    pub(crate) fn apply(&self, socket: &mut tcp::Socket<'static>) {
+    pub(crate) fn apply(&self, socket: &mut tcp::Socket<'_>) {
         socket.set_nagle_enabled(!self.nodelay);
         socket.set_keep_alive(self.keep_alive);
         socket.set_ack_delay(self.ack_delay);

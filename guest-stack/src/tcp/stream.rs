@@ -1,4 +1,5 @@
-//! TCP connections: their handles, reading, writing, and how they end.
+//! TCP streams, as the application has them: connecting, reading, writing,
+//! closing.
 //!
 //! A connection is polled as long as its 5-tuple is in the table. When it has
 //! ended (reset, timed out, or everything said in both directions) it is
@@ -16,24 +17,22 @@
 //! | `tcp_close` | detached | the memory is free at once |
 //! | `tcp_abort` | | reset |
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::SocketAddr;
 use core::task::Waker;
 
-use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{self, State};
-use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{IpAddress, IpEndpoint, IpVersion};
+use smoltcp::time::Instant;
+use smoltcp::wire::IpEndpoint;
 
+use super::connection::{Flow, Owner};
 use super::options::TcpOptions;
-use super::time_wait::TimeWait;
 use super::{TcpStreamId, birth};
-use crate::config::Limits;
-use crate::device::SentTcp;
 use crate::error::{BindError, StreamError};
-use crate::flow::{Entry, FlowKey, Handle};
+use crate::flow::{Entry, FlowKey};
 use crate::ports::{LocalAddr, LocalIp};
 use crate::sockets::Sockets;
-use crate::udp::NEIGHBOUR_PATIENCE;
+
+pub use super::connection::Readiness;
 
 /// Which half of a stream to shut down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,207 +43,6 @@ pub enum Shutdown {
     Write,
     /// Both.
     Both,
-}
-
-/// What a stream is ready for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Readiness {
-    /// A read gives data, the end, or an error: it does not wait.
-    pub readable: bool,
-    /// A write takes bytes or gives an error: it does not wait.
-    pub writable: bool,
-    /// The other end has said all it will say, and it was read.
-    pub finished: bool,
-    /// The connection has ended with this error.
-    pub error: Option<StreamError>,
-}
-
-/// Who a connection belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Owner {
-    /// The accept queue of a listener.
-    Queue,
-    /// The application.
-    Application,
-    /// Nobody: it was closed and says its last words.
-    Orphan,
-}
-
-/// A connection.
-pub(crate) struct Flow {
-    key: FlowKey,
-    /// The 5-tuple is in the table, and the socket is polled.
-    attached: bool,
-    set: SocketSet<'static>,
-    handle: SocketHandle,
-    options: TcpOptions,
-    pub(crate) owner: Owner,
-    error: Option<StreamError>,
-    read_shut: bool,
-    reader: Option<Waker>,
-    last_state: State,
-    /// Since when the peer owes an answer, and what was unacknowledged then.
-    waiting: Option<(Instant, usize)>,
-    /// A segment arrived since the last look at `waiting`.
-    heard: bool,
-    /// Its handler is about to be called.
-    noticed: bool,
-    /// Until when its last segment may wait for the neighbour.
-    held_until: Option<Instant>,
-    pub(crate) sent: Option<SentTcp>,
-}
-
-impl Flow {
-    /// A connection around the one socket of `set`.
-    pub(crate) fn new(
-        key: FlowKey,
-        set: SocketSet<'static>,
-        options: TcpOptions,
-        owner: Owner,
-    ) -> Self {
-        // The set was made with one socket.
-        let handle = set.iter().next().map(|(handle, _)| handle);
-        let mut flow = Self {
-            key,
-            attached: true,
-            set,
-            handle: handle.unwrap_or_default(),
-            options,
-            owner,
-            error: None,
-            read_shut: false,
-            reader: None,
-            last_state: State::Closed,
-            waiting: None,
-            heard: false,
-            noticed: false,
-            held_until: None,
-            sent: None,
-        };
-        flow.last_state = flow.socket().state();
-        flow
-    }
-
-    fn socket(&mut self) -> &mut tcp::Socket<'static> {
-        self.set.get_mut(self.handle)
-    }
-
-    /// The socket's set while the connection is attached.
-    pub(crate) fn live_set(&mut self) -> Option<&mut SocketSet<'static>> {
-        self.attached.then_some(&mut self.set)
-    }
-
-    /// Our address, while it matters.
-    pub(crate) fn local_addr(&self) -> Option<IpAddress> {
-        self.attached.then_some(self.key.local.addr)
-    }
-
-    /// Whether the last acknowledgement of this connection is worth watching
-    /// for: it is repeated in TIME-WAIT.
-    pub(crate) fn ending(&mut self) -> bool {
-        let state = self.socket().state();
-        matches!(
-            state,
-            State::FinWait1 | State::FinWait2 | State::Closing | State::TimeWait
-        )
-    }
-
-    /// Whether the connection is over, but for what was received.
-    pub(crate) fn ended(&mut self) -> bool {
-        let socket = self.socket();
-        matches!(socket.state(), State::Closed | State::Listen)
-            && socket.remote_endpoint().is_none()
-    }
-
-    /// The connection is over, but its last segment (a reset, or the
-    /// acknowledgement that TIME-WAIT begins with) waits for the neighbour's
-    /// hardware address. Until when it may; `None`: not any more.
-    fn held(&mut self, now: Instant) -> Option<Instant> {
-        // A reset that came, or was sent, leaves the socket without a peer.
-        self.socket().remote_endpoint()?;
-        let until = *self.held_until.get_or_insert(now + NEIGHBOUR_PATIENCE);
-        (until > now).then_some(until)
-    }
-
-    /// A segment was fed to the socket.
-    pub(crate) fn heard(&mut self) {
-        self.heard = true;
-        if self.read_shut || self.owner == Owner::Orphan {
-            self.throw_away();
-        }
-    }
-
-    /// Takes what nobody will read. Data for a closed stream resets it.
-    fn throw_away(&mut self) {
-        let orphan = self.owner == Owner::Orphan;
-        let socket = self.socket();
-        if orphan && socket.can_recv() {
-            socket.abort();
-            return;
-        }
-        while socket.can_recv() {
-            // Never fails while there is something to receive.
-            let _ = socket.recv(|data| (data.len(), ()));
-        }
-    }
-
-    /// When to give the peer up, and why, if nothing more is heard.
-    fn patience(&mut self, now: Instant, limits: &Limits) -> Option<Instant> {
-        let state = self.socket().state();
-        let unacknowledged = self.socket().send_queue();
-        let orphan = self.owner == Owner::Orphan;
-        let owes = match state {
-            State::SynSent | State::SynReceived => true,
-            State::FinWait1 | State::Closing | State::LastAck => true,
-            State::Established | State::CloseWait => {
-                unacknowledged != 0 || self.options.keep_alive.is_some()
-            }
-            State::FinWait2 => orphan,
-            State::Closed | State::Listen | State::TimeWait => false,
-        };
-        // A closed stream must make progress; an open one need only be answered.
-        let progress = match self.waiting {
-            Some((_, before)) if orphan => before != unacknowledged,
-            _ => self.heard,
-        };
-        self.heard = false;
-        if !owes {
-            self.waiting = None;
-            return None;
-        }
-        let since = match self.waiting {
-            Some((since, _)) if !progress => since,
-            _ => now,
-        };
-        self.waiting = Some((since, unacknowledged));
-        let patience = match state {
-            State::SynSent | State::SynReceived => Some(self.options.connect_timeout),
-            _ if orphan => Some(limits.orphan_timeout),
-            _ => self.options.patience(),
-        };
-        patience.map(|patience| since + patience)
-    }
-
-    fn readiness(&mut self) -> Readiness {
-        let error = self.error;
-        let read_shut = self.read_shut;
-        let connecting = self.connecting();
-        let socket = self.socket();
-        let readable = socket.can_recv();
-        let ended = error.is_some() || read_shut || (!connecting && !socket.may_recv());
-        let writable = !connecting && (socket.can_send() || !socket.may_send());
-        Readiness {
-            readable: readable || ended,
-            writable: writable || error.is_some(),
-            finished: !readable && ended,
-            error,
-        }
-    }
-
-    fn connecting(&mut self) -> bool {
-        let state = self.socket().state();
-        self.error.is_none() && matches!(state, State::SynSent | State::SynReceived)
-    }
 }
 
 impl Sockets {
@@ -321,40 +119,16 @@ impl Sockets {
         };
         let key = key_from(port);
         let isn = birth::initial_sequence(&self.hasher, &key, now);
-        let set = birth::connecting(options.socket(), &key, isn, self.io.mtu, now)
+        let cell = birth::connecting(self.pool.socket(&options), &key, isn, self.io.mtu, now)
             .ok_or(StreamError::Unreachable)?;
-        let flow = Flow::new(key, set, options, Owner::Application);
-        let handle = self.table.insert(Entry::Flow(flow.into()));
+        let flow = Flow::new(key, cell, options);
+        let handle = self.table.insert(Entry::Flow(flow));
         self.table.set_key(key, handle.index);
         self.table.mark(handle.index);
         Ok(TcpStreamId(handle))
     }
 
-    /// Our address for packets to `remote`, if it can be reached.
-    pub(crate) fn source_address(&mut self, remote: &IpAddress) -> Option<IpAddress> {
-        // There is no loopback.
-        if remote.is_unspecified() || IpAddr::from(*remote).is_loopback() || self.is_ours(remote) {
-            return None;
-        }
-        let cidrs = self.interface.ip_addrs();
-        if !cidrs
-            .iter()
-            .any(|cidr| cidr.address().version() == remote.version())
-        {
-            return None;
-        }
-        let on_link = cidrs.iter().any(|cidr| cidr.contains_addr(remote));
-        let routed = match remote.version() {
-            IpVersion::Ipv4 => self.interface.routes().get_default_ipv4_route().is_some(),
-            IpVersion::Ipv6 => self.interface.routes().get_default_ipv6_route().is_some(),
-        };
-        if !on_link && !routed {
-            return None;
-        }
-        self.interface.get_source_address(remote)
-    }
-
-    fn flow(&mut self, id: TcpStreamId) -> Result<&mut Flow, StreamError> {
+    pub(super) fn flow(&mut self, id: TcpStreamId) -> Result<&mut Flow, StreamError> {
         match self.table.named(id.0) {
             Some(Entry::Flow(flow)) if flow.owner != Owner::Orphan => Ok(flow),
             _ => Err(StreamError::UnknownHandle),
@@ -388,7 +162,7 @@ impl Sockets {
         if flow.connecting() {
             return Err(StreamError::WouldBlock);
         }
-        match flow.socket().send_slice(bytes) {
+        match flow.cell.with(|socket| socket.send_slice(bytes)) {
             Ok(0) if !bytes.is_empty() => Err(StreamError::WouldBlock),
             Ok(taken) => {
                 self.table.mark(id.0.index);
@@ -408,10 +182,10 @@ impl Sockets {
         if bytes.is_empty() {
             return self.flow(id).map(|_| 0);
         }
-        let Some(socket) = self.readable(id)? else {
+        let Some(flow) = self.readable(id)? else {
             return Ok(0);
         };
-        let taken = socket.recv_slice(bytes);
+        let taken = flow.cell.with(|socket| socket.recv_slice(bytes));
         self.table.mark(id.0.index);
         // It cannot fail while there is something to receive.
         taken.map_err(|_| StreamError::WouldBlock)
@@ -427,37 +201,34 @@ impl Sockets {
         id: TcpStreamId,
         f: impl FnOnce(&[u8]) -> (usize, R),
     ) -> Result<Option<R>, StreamError> {
-        let Some(socket) = self.readable(id)? else {
+        let Some(flow) = self.readable(id)? else {
             return Ok(None);
         };
-        let taken = socket.recv(|data| {
+        let show = |data: &mut [u8]| {
             let (taken, result) = f(data);
             (taken.min(data.len()), result)
-        });
+        };
+        let taken = flow.cell.with(|socket| socket.recv(show));
         self.table.mark(id.0.index);
         // As above.
         taken.map(Some).map_err(|_| StreamError::WouldBlock)
     }
 
-    /// The stream's socket if it has received bytes; `None` at their end. Whoever
-    /// takes some marks the slot: the window may have to be announced anew.
-    fn readable(
-        &mut self,
-        id: TcpStreamId,
-    ) -> Result<Option<&mut tcp::Socket<'static>>, StreamError> {
+    /// The connection if it has received bytes; `None` at their end. Whoever takes
+    /// some marks the slot: the window may have to be announced anew.
+    fn readable(&mut self, id: TcpStreamId) -> Result<Option<&mut Flow>, StreamError> {
         let flow = self.flow(id)?;
         if flow.read_shut {
             return Ok(None);
         }
-        let error = flow.error;
-        let connecting = flow.connecting();
-        let socket = flow.socket();
-        if socket.can_recv() {
-            return Ok(Some(socket));
-        }
+        let (error, connecting) = (flow.error, flow.connecting());
+        let (waiting, open) = flow
+            .cell
+            .with(|socket| (socket.can_recv(), socket.may_recv()));
         match error {
+            _ if waiting => Ok(Some(flow)),
             Some(error) => Err(error),
-            None if connecting || socket.may_recv() => Err(StreamError::WouldBlock),
+            None if connecting || open => Err(StreamError::WouldBlock),
             None => Ok(None),
         }
     }
@@ -475,7 +246,8 @@ impl Sockets {
     /// # Errors
     /// [`StreamError::UnknownHandle`].
     pub fn tcp_unacknowledged(&mut self, id: TcpStreamId) -> Result<usize, StreamError> {
-        self.flow(id).map(|flow| flow.socket().send_queue())
+        self.flow(id)
+            .map(|flow| flow.cell.with(|socket| socket.send_queue()))
     }
 
     /// The state of the connection, as RFC 9293 names it.
@@ -483,7 +255,7 @@ impl Sockets {
     /// # Errors
     /// [`StreamError::UnknownHandle`].
     pub fn tcp_state(&mut self, id: TcpStreamId) -> Result<State, StreamError> {
-        self.flow(id).map(|flow| flow.socket().state())
+        self.flow(id).map(Flow::state)
     }
 
     /// Our end.
@@ -525,7 +297,7 @@ impl Sockets {
             tx_buffer_bytes: flow.options.tx_buffer_bytes,
             ..options
         };
-        options.apply(flow.socket());
+        flow.cell.with(|socket| options.apply(socket));
         flow.waiting = None;
         self.table.mark(id.0.index);
         Ok(())
@@ -542,7 +314,7 @@ impl Sockets {
             if flow.connecting() {
                 return Err(StreamError::WouldBlock);
             }
-            flow.socket().close();
+            flow.cell.with(|socket| socket.close());
             flow.waiting = None;
         }
         if how != Shutdown::Write {
@@ -564,21 +336,24 @@ impl Sockets {
         flow.owner = Owner::Orphan;
         flow.waiting = None;
         if !flow.attached {
-            self.table.remove(id.0.index);
+            self.free_flow(id.0.index);
             return;
         }
-        if flow.socket().can_recv() && !flow.read_shut {
-            flow.socket().abort();
-        } else {
-            flow.socket().close();
-        }
+        let read_shut = flow.read_shut;
+        flow.cell.with(|socket| {
+            if socket.can_recv() && !read_shut {
+                socket.abort();
+            } else {
+                socket.close();
+            }
+        });
         self.table.mark(id.0.index);
     }
 
     /// Resets the connection and gives the stream up.
     pub fn tcp_abort(&mut self, id: TcpStreamId) {
         if let Ok(flow) = self.flow(id) {
-            flow.socket().abort();
+            flow.abort();
         }
         self.tcp_close(id);
     }
@@ -590,7 +365,7 @@ impl Sockets {
     /// [`StreamError::UnknownHandle`].
     pub fn tcp_wake_reader(&mut self, id: TcpStreamId, waker: &Waker) -> Result<(), StreamError> {
         let flow = self.flow(id)?;
-        flow.socket().register_recv_waker(waker);
+        flow.cell.with(|socket| socket.register_recv_waker(waker));
         flow.reader = Some(waker.clone());
         Ok(())
     }
@@ -601,158 +376,8 @@ impl Sockets {
     /// # Errors
     /// [`StreamError::UnknownHandle`].
     pub fn tcp_wake_writer(&mut self, id: TcpStreamId, waker: &Waker) -> Result<(), StreamError> {
-        self.flow(id)?.socket().register_send_waker(waker);
+        let flow = self.flow(id)?;
+        flow.cell.with(|socket| socket.register_send_waker(waker));
         Ok(())
-    }
-
-    /// Ends whatever is in a slot, with an error for the application.
-    pub(crate) fn fail(&mut self, index: u32, error: StreamError, now: Instant) {
-        match self.table.entry(index) {
-            Entry::Flow(flow) => {
-                flow.error.get_or_insert(error);
-                // Wakes whoever waits; the segment it would send is never sent.
-                flow.socket().abort();
-                self.detach(index);
-            }
-            Entry::HalfOpen(_) => self.forget_half_open(index, now),
-            Entry::TimeWait(time_wait) => {
-                let key = time_wait.key;
-                self.table.forget_key(&key, index);
-                self.table.remove(index);
-            }
-            Entry::Free | Entry::Listener(_) | Entry::Udp(_) | Entry::Quiet(_) => {}
-        }
-    }
-
-    /// Takes a connection out of the table of 5-tuples: nothing happens to it
-    /// any more. What it received stays until it is closed.
-    fn detach(&mut self, index: u32) {
-        let Entry::Flow(flow) = self.table.entry(index) else {
-            return;
-        };
-        flow.attached = false;
-        let (key, owner) = (flow.key, flow.owner);
-        self.table.forget_key(&key, index);
-        self.table.set_deadline(index, None);
-        self.table.set_waiting(index, false);
-        let id = TcpStreamId(self.table.handle(index));
-        self.notice(id);
-        match owner {
-            Owner::Orphan => {
-                self.table.remove(index);
-            }
-            // It is accepted with its data or error, as on other hosts.
-            Owner::Queue | Owner::Application => {}
-        }
-    }
-
-    /// Has the stream's handler called, if it has one.
-    pub(crate) fn notice(&mut self, id: TcpStreamId) {
-        if self.registry.streams.contains(id)
-            && let Some(Entry::Flow(flow)) = self.table.named(id.0)
-            && !flow.noticed
-        {
-            flow.noticed = true;
-            self.notices.push_back(id);
-        }
-    }
-
-    /// The stream's handler is called now, with this. `None`: it was closed.
-    pub(crate) fn noticed(&mut self, id: TcpStreamId) -> Option<Readiness> {
-        let flow = self.flow(id).ok()?;
-        flow.noticed = false;
-        Some(flow.readiness())
-    }
-
-    /// Looks at a connection after smoltcp worked on it: notices ends, keeps
-    /// time. Gives the instant at which to look again, apart from smoltcp's own
-    /// wishes; `None` in the outer option: the connection was detached.
-    pub(crate) fn settle(&mut self, index: u32, now: Instant) -> Option<Option<Instant>> {
-        let limits = self.config.limits;
-        let waits = self.table.waits(index);
-        let Entry::Flow(flow) = self.table.entry(index) else {
-            return None;
-        };
-        let state = flow.socket().state();
-        if waits
-            && matches!(state, State::Closed | State::TimeWait)
-            && let Some(until) = flow.held(now)
-        {
-            return Some(Some(until));
-        }
-        let before = core::mem::replace(&mut flow.last_state, state);
-        match state {
-            State::Closed | State::Listen => {
-                // What ended it: a reset from the wire took the addresses away,
-                // a reset of ours or a lost address did not.
-                let wanted = flow.owner == Owner::Orphan || before == State::LastAck;
-                if !wanted {
-                    let refused = matches!(before, State::SynSent | State::SynReceived);
-                    flow.error.get_or_insert(if refused {
-                        StreamError::ConnectionRefused
-                    } else {
-                        StreamError::ConnectionReset
-                    });
-                }
-                self.detach(index);
-                None
-            }
-            State::TimeWait => {
-                let (key, sent) = (flow.key, flow.sent);
-                let hop_limit = flow.options.hop_limit;
-                self.detach(index);
-                if let Some(sent) = sent {
-                    self.enter_time_wait(TimeWait {
-                        key,
-                        sent,
-                        hop_limit,
-                        expires_at: now + limits.time_wait_duration,
-                    });
-                }
-                None
-            }
-            State::SynSent
-            | State::SynReceived
-            | State::Established
-            | State::FinWait1
-            | State::FinWait2
-            | State::CloseWait
-            | State::Closing
-            | State::LastAck => {
-                let give_up = flow.patience(now, &limits);
-                if give_up.is_some_and(|at| at <= now) {
-                    flow.error.get_or_insert(StreamError::TimedOut);
-                    flow.socket().abort();
-                    flow.last_state = State::Closed;
-                    // The reset is worth one attempt.
-                    self.table.mark(index);
-                    return Some(Some(now + Duration::from_millis(1)));
-                }
-                Some(give_up)
-            }
-        }
-    }
-
-    fn enter_time_wait(&mut self, time_wait: TimeWait) {
-        while self.time_wait.len() >= self.config.limits.time_wait.max(1) {
-            if let Some(oldest) = self.time_wait.pop_front() {
-                self.forget_time_wait(oldest);
-            }
-        }
-        let key = time_wait.key;
-        let expires_at = time_wait.expires_at;
-        let handle = self.table.insert(Entry::TimeWait(time_wait));
-        self.table.set_key(key, handle.index);
-        self.table.set_deadline(handle.index, Some(expires_at));
-        self.time_wait.push_back(handle);
-    }
-
-    /// Ends a TIME-WAIT that is still there.
-    pub(crate) fn forget_time_wait(&mut self, handle: Handle) {
-        if let Some(Entry::TimeWait(time_wait)) = self.table.named(handle) {
-            let key = time_wait.key;
-            self.table.forget_key(&key, handle.index);
-            self.table.remove(handle.index);
-        }
     }
 }

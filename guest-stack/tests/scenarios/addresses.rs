@@ -1,8 +1,10 @@
 //! Addresses that are found on the link: DHCP and router advertisements.
 
+use guest_stack::error::StreamError;
 use guest_stack::smoltcp::wire::{
     DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress, Ipv4Address,
 };
+use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::Duration;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -92,6 +94,73 @@ fn a_lease_gives_address_gateway_and_name_server_and_takes_them_back() {
     // Nobody renews it.
     bench.pass(Duration::from_secs(200));
     assert!(!has(&mut bench));
+}
+
+/// Lets the stack's DHCP client get a lease of a day.
+fn lease(bench: &mut Bench) {
+    let discover = loop {
+        let frames = bench.pass(Duration::from_secs(5));
+        if let Some(message) = dhcp_message(&frames) {
+            break message;
+        }
+    };
+    let answers = bench.exchange(&dhcp_answer(&discover, 86_400));
+    let request = dhcp_message(&answers).unwrap();
+    bench.exchange(&dhcp_answer(&request, 86_400));
+}
+
+#[test]
+fn a_carrier_that_comes_back_leaves_the_lease_a_minute_to_be_confirmed() {
+    for confirmed in [true, false] {
+        let mut net = net(0);
+        net.dhcp = true;
+        net.addresses.retain(|(ip, _)| ip.is_ipv6());
+        let mut bench = Bench::with(config(1), net.clone());
+        lease(&mut bench);
+        let options = TcpOptions {
+            connect_timeout: Duration::from_secs(3600),
+            ..TcpOptions::default()
+        };
+        let now = bench.now();
+        let remote = "10.9.0.1:80".parse().unwrap();
+        let stream = bench.stack.sockets().tcp_connect(now, remote, options);
+        let stream = stream.unwrap();
+        for carrier in [false, true] {
+            net.carrier = carrier;
+            let now = bench.now();
+            bench.stack.configure(net.clone(), now).unwrap();
+            bench.settle();
+        }
+        let state = |bench: &mut Bench| bench.stack.sockets().tcp_connected(stream);
+        assert_eq!(state(&mut bench), Err(StreamError::WouldBlock));
+        if confirmed {
+            lease(&mut bench);
+        }
+        bench.pass(Duration::from_secs(61));
+        let lost = Err(StreamError::AddrNotAvailable);
+        let kept = Err(StreamError::WouldBlock);
+        assert_eq!(state(&mut bench), if confirmed { kept } else { lost });
+    }
+}
+
+#[test]
+fn a_carrier_that_comes_back_has_routers_asked_again_and_keeps_prefixes() {
+    let mut net = net(0);
+    net.slaac = true;
+    let mut bench = Bench::with(config(1), net.clone());
+    bench.exchange(&advertisement(64, 600));
+    let formed = (IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0xff, 0xfe00, 1]), 64);
+    for carrier in [false, true] {
+        net.carrier = carrier;
+        let now = bench.now();
+        bench.stack.configure(net.clone(), now).unwrap();
+        let solicited = bench.pass(Duration::from_secs(20));
+        let solicited = solicited.iter().filter_map(|frame| ip(frame));
+        let count = solicited.filter(|ip| ip.payload[0] == 133).count();
+        assert_eq!(count, if carrier { 3 } else { 0 });
+        let mut addresses = bench.stack.sockets().addresses();
+        assert!(addresses.any(|address| address == formed));
+    }
 }
 
 fn advertisement(prefix_len: u8, lifetime_s: u32) -> Vec<u8> {

@@ -356,7 +356,9 @@ fn the_last_acknowledgement_waits_for_the_neighbour_to_be_found() {
     talk.ack += 1;
     talk.say(".", b"");
     // As long as a closed stream may wait for its peer.
-    talk.bench.cable.advance_to(talk.bench.now() + Duration::from_secs(59));
+    talk.bench
+        .cable
+        .advance_to(talk.bench.now() + Duration::from_secs(59));
     // The neighbour is forgotten for another reason than time.
     let net = crate::common::net(0);
     let mut other = net.clone();

@@ -201,3 +201,15 @@ fn a_peer_that_sends_beyond_the_first_window_is_held_to_the_buffer() {
         survives(&mut bench);
     }
 }
+
+#[test]
+fn a_frame_that_claims_to_come_from_a_group_is_not_answered() {
+    let mut bench = Bench::new();
+    let options = TcpOptions::default();
+    bench.stack.sockets().tcp_listen(80, 4, options).unwrap();
+    let mut frame = Segment::syn(4000, 1).frame();
+    frame[6] |= 1;
+    assert!(bench.exchange(&frame).is_empty());
+    let counters = bench.stack.sockets().counters();
+    assert_eq!(counters.rx_malformed, 1);
+}

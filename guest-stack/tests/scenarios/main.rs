@@ -12,6 +12,7 @@ mod frames;
 mod handshake;
 mod hostile;
 mod own_sockets;
+mod recovery;
 mod settings;
 #[cfg(feature = "std")]
 mod threads;

@@ -1,0 +1,47 @@
+//! What segments a socket sent, from one look to the next.
+//!
+//! `device` counts what smoltcp writes while somebody watches; `tcp::recovery`
+//! reads it. It decides nothing.
+
+use crate::classify::{TCP_ACK, TcpHeader};
+
+/// Whether `a` is behind `b` in sequence space.
+pub(crate) fn after(a: u32, b: u32) -> bool {
+    // The distance, with its sign.
+    (a.wrapping_sub(b) as i32) > 0
+}
+
+/// The segments that one connection sent during one call of smoltcp or more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Tally {
+    /// Behind the highest that was ever sent.
+    pub(crate) highest: Option<u32>,
+    /// What the last segment acknowledged.
+    pub(crate) rcv_nxt: Option<u32>,
+    /// Something was sent for the first time.
+    pub(crate) fresh: bool,
+    /// Segments that were sent before.
+    pub(crate) resent: u32,
+    /// The end of the last of them.
+    pub(crate) resent_end: u32,
+}
+
+impl Tally {
+    /// A segment was sent.
+    pub(crate) fn segment(&mut self, tcp: &TcpHeader) {
+        if tcp.flags & TCP_ACK != 0 {
+            self.rcv_nxt = Some(tcp.ack);
+        }
+        let end = tcp.seq_end();
+        if end == tcp.seq {
+            return;
+        }
+        if self.highest.is_none_or(|highest| after(end, highest)) {
+            self.highest = Some(end);
+            self.fresh = true;
+        } else {
+            self.resent += 1;
+            self.resent_end = end;
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! Loss recovery around a smoltcp socket.
+//!
+//! smoltcp resends the first unacknowledged segment when the third duplicate
+//! acknowledgement in a row arrives; everything else that is lost waits for a
+//! timeout of a second. This adds, without touching smoltcp:
+//! - partial acknowledgements: while what was in flight when a loss was noticed
+//!   is not acknowledged whole, an acknowledgement of a part of it shows the
+//!   next hole, which is resent at once (RFC 6582, 3.2);
+//! - selective acknowledgements as a sign of loss, where too few duplicates
+//!   come (large segments, lost acknowledgements; RFC 6675, 4), and as the sign
+//!   that there is a hole behind a partial acknowledgement;
+//! - a timer in the manner of tail loss probes (RFC 8985, 7), for lost tails and
+//!   lost retransmissions. It doubles while nothing is acknowledged and stops
+//!   before a second: then smoltcp's own timeout has its turn.
+//!
+//! The socket is made to resend by showing it acknowledgements of what is
+//! acknowledged already: [`NUDGE`]. They carry the peer's last window last, no
+//! data and no options; they are not counted as heard from the peer.
+//! `ingress` says what arrived, `egress` what was sent, and when there is time.
+
+use shm_link::link::FrameTx;
+use smoltcp::socket::tcp::State;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
+
+use super::connection::Flow;
+use super::segment::{MAX_LEN, Segment};
+use crate::classify::{Class, ETHERNET_LEN, Kind, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader, classify};
+use crate::flow::Entry;
+use crate::sockets::Sockets;
+use crate::tally::{Tally, after};
+
+/// Segments that make a socket resend: another window and the true one clear
+/// its count of duplicates, three duplicates make it resend.
+const NUDGE: usize = 5;
+
+/// Silence after which something is taken for lost, at least. It keeps the
+/// scheduling of two hosts from looking like a loss.
+const MIN_PATIENCE: Duration = Duration::from_millis(10);
+
+/// What two round trips are given on top.
+const MARGIN: Duration = Duration::from_millis(2);
+
+/// What is added for a lone segment, whose acknowledgement the peer may hold
+/// back: Linux does for 40 ms.
+const LONE_MARGIN: Duration = Duration::from_millis(50);
+
+/// smoltcp's shortest retransmission timeout: no probe is that late.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Whether the peer's FIN was received in this state.
+fn finished(state: State) -> bool {
+    match state {
+        State::CloseWait | State::LastAck | State::Closing | State::TimeWait => true,
+        State::Closed
+        | State::Listen
+        | State::SynSent
+        | State::SynReceived
+        | State::Established
+        | State::FinWait1
+        | State::FinWait2 => false,
+    }
+}
+
+/// What of a socket's state changes when a segment is fed to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct View {
+    state: State,
+    unacknowledged: usize,
+    unread: usize,
+}
+
+/// What a connection remembers of its losses: 104 bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Recovery {
+    /// The first unacknowledged sequence number, once data was acknowledged.
+    acked: Option<u32>,
+    /// Behind the highest that was ever sent.
+    highest: Option<u32>,
+    /// The next sequence number that the socket expects.
+    rcv_nxt: u32,
+    /// The window field of the peer's last segment.
+    window: u16,
+    /// A loss was noticed when this was the highest, and not all below it is
+    /// acknowledged.
+    recover: Option<u32>,
+    /// When something was resent last, and its end.
+    resent: Option<(Instant, u32)>,
+    /// The round trip that is being measured: the end of what was sent, when.
+    sample: Option<(u32, Instant)>,
+    /// Smoothed round trip time, in µs.
+    srtt_us: Option<u32>,
+    /// Since when nothing was acknowledged, or resent.
+    since: Instant,
+    /// Probes since something was acknowledged.
+    probes: u8,
+    /// The peer tells what it has behind a hole.
+    selective: bool,
+    /// The first hole is to be resent.
+    due: bool,
+}
+
+impl Recovery {
+    pub(crate) fn new() -> Self {
+        Self {
+            acked: None,
+            highest: None,
+            rcv_nxt: 0,
+            window: 0,
+            recover: None,
+            resent: None,
+            sample: None,
+            srtt_us: None,
+            since: Instant::ZERO,
+            probes: 0,
+            selective: false,
+            due: false,
+        }
+    }
+
+    /// Bytes in flight, as far as is known.
+    fn in_flight(&self) -> u32 {
+        match (self.acked, self.highest) {
+            (Some(acked), Some(highest)) if after(highest, acked) => highest.wrapping_sub(acked),
+            _ => 0,
+        }
+    }
+
+    /// What is sent from here on continues what was sent before.
+    pub(crate) fn tally(&self) -> Tally {
+        Tally {
+            highest: self.highest,
+            ..Tally::default()
+        }
+    }
+
+    /// The socket had its turn.
+    pub(crate) fn sent(&mut self, now: Instant, tally: &Tally) {
+        if let Some(rcv_nxt) = tally.rcv_nxt {
+            self.rcv_nxt = rcv_nxt;
+        }
+        let in_flight = self.in_flight();
+        if tally.resent > 0 && in_flight > 0 {
+            // Karn's rule: no sample of what was sent twice.
+            self.sample = None;
+            self.since = now;
+            self.resent = Some((now, tally.resent_end));
+            // More than one at a time is smoltcp's timeout: all is sent again.
+            self.recover = match tally.resent {
+                1 => self.recover.or(self.highest),
+                _ => None,
+            };
+        }
+        self.highest = tally.highest;
+        if tally.fresh {
+            if in_flight == 0 {
+                self.since = now;
+            }
+            if self.recover.is_none() && self.sample.is_none() {
+                self.sample = self.highest.map(|highest| (highest, now));
+            }
+        }
+    }
+
+    /// A segment was fed to the socket. `tcp_bytes` is the segment.
+    pub(crate) fn heard(
+        &mut self,
+        now: Instant,
+        tcp: &TcpHeader,
+        tcp_bytes: &[u8],
+        before: View,
+        after_it: View,
+        mtu: usize,
+    ) {
+        let fin = finished(after_it.state) && !finished(before.state);
+        let received = after_it.unread.saturating_sub(before.unread) + usize::from(fin);
+        let expected = self.rcv_nxt;
+        // Less than a receive buffer, and that is less than 2³⁰.
+        self.rcv_nxt = self.rcv_nxt.wrapping_add(received as u32);
+        let Ok(packet) = TcpPacket::new_checked(tcp_bytes) else {
+            return;
+        };
+        let acceptable = tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK) == TCP_ACK
+            && !after(expected, tcp.seq_end())
+            && self.acked.is_none_or(|acked| !after(acked, tcp.ack));
+        if acceptable {
+            self.window = packet.window_len();
+        }
+        if after_it.unacknowledged < before.unacknowledged {
+            // The socket took data off its buffer: it believes this segment.
+            self.acked = Some(tcp.ack);
+            self.progress(now, tcp.ack, &packet);
+        } else if acceptable
+            && self.acked == Some(tcp.ack)
+            && self.in_flight() > 0
+            && tcp.data_len == 0
+            && (self.recover.is_none() || !self.selective)
+        {
+            let above = selected(&packet, tcp.ack);
+            self.selective |= above > 0;
+            // More than two segments behind the hole have arrived.
+            if self.recover.is_none() && above as usize > 2 * mtu {
+                self.due = true;
+            }
+        }
+    }
+
+    /// Data was acknowledged up to `ack`.
+    fn progress(&mut self, now: Instant, ack: u32, packet: &TcpPacket<&[u8]>) {
+        if self.highest.is_none_or(|highest| after(ack, highest)) {
+            self.highest = Some(ack);
+        }
+        self.since = now;
+        self.probes = 0;
+        self.due = false;
+        if let Some((end, at)) = self.sample
+            && !after(end, ack)
+        {
+            self.sample = None;
+            self.measured(now - at);
+        }
+        if let Some(recover) = self.recover {
+            let resent = self.resent.filter(|(_, end)| !after(*end, ack));
+            // With nothing better: what was resent was most likely lost, so
+            // this answers it.
+            if self.srtt_us.is_none()
+                && let Some((at, _)) = resent
+            {
+                self.measured(now - at);
+            }
+            if after(recover, ack) {
+                // A peer that tells what it has tells it now too, unless all
+                // behind the segment that was resent was lost.
+                let answers = resent.is_some_and(|(_, end)| end == ack);
+                self.due = !self.selective || answers || selected(packet, ack) > 0;
+            } else {
+                self.recover = None;
+            }
+        }
+    }
+
+    fn measured(&mut self, round_trip: Duration) {
+        // A minute at most.
+        let sample = round_trip.total_micros().min(60_000_000) as u32;
+        self.srtt_us = Some(match self.srtt_us {
+            None => sample,
+            // RFC 6298, 2.3, with the values that it gives.
+            Some(smoothed) => smoothed - smoothed / 8 + sample / 8,
+        });
+    }
+
+    /// When what is in flight is taken for lost, if nothing is heard.
+    fn deadline(&self, mtu: usize) -> Option<Instant> {
+        let in_flight = self.in_flight() as usize;
+        let round_trip = Duration::from_micros(u64::from(self.srtt_us?));
+        if in_flight == 0 || self.window == 0 {
+            return None;
+        }
+        let mut patience = (round_trip * 2 + MARGIN).max(MIN_PATIENCE);
+        if in_flight <= mtu {
+            patience += LONE_MARGIN;
+        }
+        // Ten milliseconds are more than a second after seven probes.
+        let patience = patience * (1 << self.probes.min(7));
+        (patience < TIMEOUT).then_some(self.since + patience)
+    }
+
+    /// Whether the first hole is to be resent now. Asking counts.
+    fn take_due(&mut self, now: Instant, mtu: usize) -> bool {
+        let late = self.deadline(mtu).is_some_and(|at| at <= now);
+        if late {
+            self.probes += 1;
+            self.since = now;
+        }
+        let due = core::mem::take(&mut self.due) || late;
+        due && self.in_flight() > 0 && self.window != 0
+    }
+}
+
+/// Bytes behind `ack` that a segment says have arrived.
+fn selected(packet: &TcpPacket<&[u8]>, ack: u32) -> u32 {
+    let blocks = packet.selective_ack_ranges().unwrap_or_default();
+    let blocks = blocks.into_iter().flatten();
+    // A block below `ack` tells of a segment that came twice (RFC 2883).
+    let above = blocks.filter(|(left, right)| after(*left, ack) && after(*right, *left));
+    above.fold(0, |sum, (left, right)| {
+        sum.saturating_add(right.wrapping_sub(left))
+    })
+}
+
+impl Flow {
+    /// What feeding a segment may change.
+    pub(crate) fn view(&mut self) -> View {
+        self.cell.with(|socket| View {
+            state: socket.state(),
+            unacknowledged: socket.send_queue(),
+            unread: socket.recv_queue(),
+        })
+    }
+
+    /// A frame was fed to the socket, which was like `before`.
+    pub(crate) fn recovery_heard(&mut self, now: Instant, frame: &[u8], before: View, mtu: usize) {
+        let Some(Class::Ip(packet)) = classify(frame) else {
+            return;
+        };
+        let Kind::Tcp(tcp) = packet.kind else {
+            return;
+        };
+        let bytes = frame.get(packet.payload).unwrap_or_default();
+        let after_it = self.view();
+        self.recovery.heard(now, &tcp, bytes, before, after_it, mtu);
+    }
+
+    /// Whether the socket can be made to resend: it has data that waits for an
+    /// acknowledgement, and counts duplicates (in LAST-ACK it does not).
+    fn can_resend(&mut self) -> bool {
+        let view = self.view();
+        let counts = match view.state {
+            State::Established | State::CloseWait | State::FinWait1 | State::Closing => true,
+            State::Closed
+            | State::Listen
+            | State::SynSent
+            | State::SynReceived
+            | State::FinWait2
+            | State::LastAck
+            | State::TimeWait => false,
+        };
+        counts && view.unacknowledged != 0
+    }
+
+    /// When to look for a lost tail.
+    pub(crate) fn recovery_deadline(&mut self, mtu: usize) -> Option<Instant> {
+        let deadline = self.recovery.deadline(mtu)?;
+        self.can_resend().then_some(deadline)
+    }
+
+    /// The peer's acknowledgement of what it has acknowledged already.
+    fn acknowledgement(&self) -> Option<Segment> {
+        let acked = self.recovery.acked?;
+        Some(Segment {
+            src: self.key.remote.addr,
+            dst: self.key.local.addr,
+            hop_limit: 64,
+            tcp: TcpRepr {
+                src_port: self.key.remote.port,
+                dst_port: self.key.local.port,
+                control: TcpControl::None,
+                // smoltcp's sequence numbers are signed.
+                seq_number: TcpSeqNumber(self.recovery.rcv_nxt as i32),
+                ack_number: Some(TcpSeqNumber(acked as i32)),
+                window_len: self.recovery.window,
+                window_scale: None,
+                max_seg_size: None,
+                sack_permitted: false,
+                sack_ranges: [None; 3],
+                // Without one, smoltcp keeps the last that it saw.
+                timestamp: None,
+                payload: &[],
+            },
+        })
+    }
+}
+
+impl Sockets {
+    /// Makes a connection resend its first hole, if it is time. Called before
+    /// the connection's turn to send.
+    pub(crate) fn recover(&mut self, index: u32, now: Instant, tx: &mut dyn FrameTx) {
+        let mtu = self.io.mtu;
+        let Entry::Flow(flow) = self.table.entry(index) else {
+            return;
+        };
+        if flow.recovery.in_flight() == 0 || !flow.recovery.take_due(now, mtu) || !flow.can_resend()
+        {
+            return;
+        }
+        let Some(mut segment) = flow.acknowledgement() else {
+            return;
+        };
+        flow.recovery.recover = flow.recovery.recover.or(flow.recovery.highest);
+        let true_window = segment.tcp.window_len;
+        // Never zero, which would start smoltcp's window probes.
+        let other_window = match true_window {
+            u16::MAX => u16::MAX - 1,
+            window => window + 1,
+        };
+        let mut frame = [0; ETHERNET_LEN + MAX_LEN];
+        let frame = &mut frame[..segment.frame_len()];
+        let mac = self.net.mac;
+        for step in 0..NUDGE {
+            segment.tcp.window_len = if step == 0 { other_window } else { true_window };
+            // From ourselves, so that it says nothing of the neighbour.
+            segment.write_frame(frame, mac, mac);
+            self.feed(index, now, frame, tx);
+            self.counters.tcp_recovery_acks += 1;
+        }
+        self.table.unmark_last(index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_connection_remembers_of_its_losses_is_small() {
+        assert!(size_of::<Recovery>() <= 112, "{}", size_of::<Recovery>());
+    }
+
+    #[test]
+    fn probes_double_their_patience_and_end_before_a_second() {
+        let mut recovery = Recovery {
+            acked: Some(0),
+            highest: Some(10_000),
+            window: 1000,
+            srtt_us: Some(4000),
+            ..Recovery::new()
+        };
+        let mut now = Instant::ZERO;
+        let mut waits = alloc::vec::Vec::new();
+        while let Some(at) = recovery.deadline(1500) {
+            waits.push((at - now).total_millis());
+            now = at;
+            assert!(recovery.take_due(now, 1500));
+        }
+        assert_eq!(waits, [10, 20, 40, 80, 160, 320, 640]);
+    }
+
+    #[test]
+    fn a_closed_window_is_not_probed() {
+        let recovery = Recovery {
+            acked: Some(0),
+            highest: Some(10_000),
+            srtt_us: Some(4000),
+            ..Recovery::new()
+        };
+        assert_eq!(recovery.deadline(1500), None);
+    }
+}

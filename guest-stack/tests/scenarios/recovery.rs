@@ -1,0 +1,207 @@
+//! Sending over a wire that loses: holes, tails and resent segments come again
+//! within a few round trips, and nothing is resent that was not lost.
+
+use guest_stack::error::StreamError;
+use guest_stack::tcp::TcpStreamId;
+use guest_stack::time::{Duration, Instant};
+use shm_link::offload::Offloads;
+
+use crate::common::{Cable, Impairment, MAC, Pair, config, net, pattern, stack_with};
+use crate::transfer::{read_some, write_some};
+
+const DELAY: Duration = Duration::from_millis(2);
+
+fn wire(loss: u64) -> Impairment {
+    Impairment {
+        loss,
+        delay: DELAY,
+        ..Impairment::default()
+    }
+}
+
+/// Sends from stack 0 to stack 1 and gives the time it took.
+fn transfer(
+    pair: &mut Pair,
+    (client, server): (TcpStreamId, TcpStreamId),
+    data: &[u8],
+) -> Duration {
+    let start = pair.now();
+    let mut at = 0;
+    let mut got = Vec::new();
+    pair.run_until(|pair| {
+        write_some(pair.sockets(0), client, data, &mut at);
+        read_some(pair.sockets(1), server, &mut got);
+        got.len() == data.len()
+    });
+    assert!(got == data, "not what was sent");
+    pair.now() - start
+}
+
+fn nudges(pair: &mut Pair) -> u64 {
+    pair.sockets(0).counters().tcp_recovery_acks
+}
+
+/// A pair whose connection has measured its round trip.
+fn warm(seed: u64, ipv6: bool) -> (Pair, (TcpStreamId, TcpStreamId)) {
+    let mut pair = Pair::new(seed);
+    pair.cable.impair(wire(0));
+    let ends = pair.connected(ipv6, 80);
+    transfer(&mut pair, ends, &pattern(200_000, 5));
+    pair.run(Duration::from_secs(1));
+    assert_eq!(nudges(&mut pair), 0);
+    (pair, ends)
+}
+
+#[test]
+fn four_megabytes_through_five_percent_of_loss_take_seconds() {
+    for (seed, ipv6) in [(1, false), (2, true), (3, false)] {
+        let (mut pair, ends) = warm(seed, ipv6);
+        pair.cable.impair(wire(50));
+        let took = transfer(&mut pair, ends, &pattern(4_000_000, 9));
+        std::println!("seed {seed}: {took}, {} nudges", nudges(&mut pair) / 5);
+        assert!(took < Duration::from_secs(5), "{took}");
+    }
+}
+
+#[test]
+fn a_fifth_lost_each_way_is_still_got_through() {
+    let (mut pair, ends) = warm(4, false);
+    pair.cable.impair(wire(200));
+    let took = transfer(&mut pair, ends, &pattern(500_000, 9));
+    std::println!("20 %: {took}");
+    assert!(took < Duration::from_secs(60), "{took}");
+}
+
+#[test]
+fn without_loss_no_socket_is_made_to_resend() {
+    for ipv6 in [false, true] {
+        let (mut pair, ends) = warm(1, ipv6);
+        for len in [1, 100, 3000, 100_000, 1_000_000] {
+            transfer(&mut pair, ends, &pattern(len, 3));
+            pair.run(Duration::from_secs(3));
+        }
+        assert_eq!(nudges(&mut pair), 0);
+    }
+}
+
+/// Sends `len` bytes of which the last segment is lost, the first `times` times.
+fn lost_tail(len: usize, times: u32) -> Duration {
+    let (mut pair, (client, server)) = warm(1, false);
+    let data = pattern(len, 3);
+    let whole = len / 1460 * 1460;
+    // All but the tail is in the wire before the tail is written.
+    let start = pair.now();
+    assert_eq!(pair.sockets(0).tcp_send(client, &data[..whole]), Ok(whole));
+    pair.settle();
+    let until = pair.now() + Duration::from_micros(10);
+    pair.cable.impair(wire(1000));
+    let rest = len - whole;
+    let tail = pair.sockets(0).tcp_send(client, &data[whole..]);
+    assert_eq!(tail, Ok(rest));
+    pair.settle();
+    while pair.step(until) {}
+    for _ in 1..times {
+        // The first probe is lost too.
+        let nudged = nudges(&mut pair);
+        while nudges(&mut pair) == nudged {
+            assert!(pair.step(start + Duration::from_secs(5)));
+            // What acknowledges the rest must arrive.
+            let probing = pair.now() - start > DELAY * 2;
+            pair.cable.impair(wire(if probing { 1000 } else { 0 }));
+        }
+    }
+    pair.cable.impair(wire(0));
+    let mut got = Vec::new();
+    pair.run_until(|pair| {
+        read_some(pair.sockets(1), server, &mut got);
+        got.len() == len
+    });
+    assert!(got == data);
+    assert_eq!(nudges(&mut pair), u64::from(times) * 5);
+    pair.now() - start
+}
+
+#[test]
+fn a_lost_tail_of_several_segments_comes_again_within_four_round_trips() {
+    let (mut pair, (client, server)) = warm(1, false);
+    let data = pattern(6000, 3);
+    let start = pair.now();
+    pair.cable.impair(wire(1000));
+    assert_eq!(pair.sockets(0).tcp_send(client, &data), Ok(data.len()));
+    pair.settle();
+    pair.cable.impair(wire(0));
+    let mut got = Vec::new();
+    let mut first = None;
+    pair.run_until(|pair| {
+        read_some(pair.sockets(1), server, &mut got);
+        if !got.is_empty() {
+            first = first.or(Some(pair.now()));
+        }
+        got.len() == data.len()
+    });
+    assert!(got == data);
+    let round_trip = DELAY * 2;
+    let first = first.unwrap() - start;
+    assert!(first <= round_trip * 4, "{first}");
+    // One segment in each round trip after that.
+    let whole = pair.now() - start;
+    assert!(whole <= round_trip * 9, "{whole}");
+}
+
+#[test]
+fn a_lone_lost_segment_comes_again_long_before_a_second() {
+    let took = lost_tail(700, 1);
+    assert!(took < Duration::from_millis(70), "{took}");
+}
+
+#[test]
+fn a_resent_segment_that_is_lost_again_comes_again_long_before_a_second() {
+    let took = lost_tail(700, 2);
+    assert!(took < Duration::from_millis(200), "{took}");
+}
+
+#[test]
+fn a_peer_that_vanishes_is_given_up_after_the_user_timeout() {
+    let (mut pair, (client, _)) = warm(1, false);
+    let data = pattern(50_000, 3);
+    pair.cable.impair(wire(1000));
+    let start = pair.now();
+    assert_eq!(pair.sockets(0).tcp_send(client, &data), Ok(data.len()));
+    let mut buffer = [0; 1];
+    let mut ended: Option<Instant> = None;
+    while ended.is_none() {
+        pair.step(start + Duration::from_secs(700));
+        match pair.sockets(0).tcp_recv(client, &mut buffer) {
+            Err(StreamError::WouldBlock) => {}
+            Err(StreamError::TimedOut) => ended = Some(pair.now()),
+            other => panic!("{other:?}"),
+        }
+    }
+    let took = ended.unwrap() - start;
+    assert!(took >= Duration::from_secs(599), "{took}");
+    assert!(took <= Duration::from_secs(610), "{took}");
+    let probes = nudges(&mut pair) / 5;
+    assert!((1..=7).contains(&probes), "{probes}");
+}
+
+#[test]
+fn large_segments_and_unfinished_checksums_come_through_loss_too() {
+    let cable = Cable::new(8);
+    let offloads = Offloads::CHECKSUM.union(Offloads::TSO4);
+    let stacks = [0, 1].map(|side| {
+        let mut net = net(side);
+        net.tx_offloads = offloads;
+        net.rx_offloads = offloads;
+        assert_eq!(net.mac, MAC[side]);
+        stack_with(&cable, side, config(side as u64 + 10), net)
+    });
+    let mut pair = Pair::with(cable, stacks);
+    pair.cable.impair(wire(0));
+    let ends = pair.connected(false, 80);
+    transfer(&mut pair, ends, &pattern(200_000, 5));
+    assert_eq!(nudges(&mut pair), 0);
+    pair.cable.impair(wire(50));
+    let took = transfer(&mut pair, ends, &pattern(4_000_000, 9));
+    std::println!("large segments: {took}");
+    assert!(took < Duration::from_secs(20), "{took}");
+}
