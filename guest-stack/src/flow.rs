@@ -73,7 +73,7 @@ pub(crate) struct Quiet {
 pub(crate) enum Entry {
     Free,
     HalfOpen(HalfOpen),
-    Flow(Flow),
+    Flow(Box<Flow>),
     TimeWait(TimeWait),
     Listener(Box<Listener>),
     Udp(Box<UdpSocket>),

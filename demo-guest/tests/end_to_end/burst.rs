@@ -83,7 +83,7 @@ fn connected(sockets: Vec<OwnedFd>) -> Vec<TcpStream> {
         let (done, rest) = waiting.into_iter().partition(|_| ready.next().unwrap());
         waiting = rest;
         for socket in done {
-            let stream = TcpStream::from(OwnedFd::from(socket));
+            let stream = TcpStream::from(socket);
             assert!(
                 stream.take_error().unwrap().is_none(),
                 "a connection was refused"

@@ -47,7 +47,8 @@ fn random_bytes_in_one_guests_memory_do_not_disturb_its_neighbours_transfers() {
                     random ^= random >> 7;
                     random ^= random << 17;
                     let span = if step % 2 == 0 { 16 << 10 } else { len };
-                    let written = memory.write_at(&random.to_le_bytes(), random % (span - 8) & !7);
+                    let written =
+                        memory.write_at(&random.to_le_bytes(), (random % (span - 8)) & !7);
                     written.unwrap();
                     if step % 100 == 0 {
                         // Makes the daemon look.

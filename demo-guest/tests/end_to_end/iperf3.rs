@@ -182,7 +182,7 @@ impl Stranger {
     }
 
     /// Is told iperf3's error of that number, and that this was all.
-    fn is_refused(mut self, number: u32) {
+    fn expect_refusal(mut self, number: u32) {
         let answer: [u8; 9] = self.hear();
         assert_eq!(answer[0], ERROR);
         assert_eq!(answer[1..5], number.to_be_bytes());
@@ -206,13 +206,13 @@ fn clients_that_talk_nonsense_get_an_error_and_leave_the_seat() {
         ] {
             let mut stranger = Stranger::sit(address, b'a');
             stranger.say(json);
-            stranger.is_refused(error);
+            stranger.expect_refusal(error);
             until("a free seat", || is_free(address));
         }
         // A length that nobody would believe.
         let mut stranger = Stranger::sit(address, b'a');
         stranger.0.write_all(&[0xff; 4]).unwrap();
-        stranger.is_refused(114);
+        stranger.expect_refusal(114);
         until("a free seat", || is_free(address));
 
         // A message in the middle that means nothing there; data of another test.
@@ -227,7 +227,7 @@ fn clients_that_talk_nonsense_get_an_error_and_leave_the_seat() {
         data.write_all(&[b'a'; 37]).unwrap();
         assert_eq!(stranger.hear(), [1, 2], "told that the test runs");
         stranger.0.write_all(&[77]).unwrap();
-        stranger.is_refused(110);
+        stranger.expect_refusal(110);
         data.set_read_timeout(Some(PATIENCE)).unwrap();
         assert!(
             !matches!(data.read(&mut [0]), Ok(1)),

@@ -203,7 +203,7 @@ impl Sockets {
             return Ending::Malformed;
         };
         let flow = Flow::new(key, cell, options);
-        self.table.replace(index, Entry::Flow(flow));
+        self.table.replace(index, Entry::Flow(flow.into()));
         self.table.set_deadline(index, None);
         self.feed_flow(now, index, frame, tx);
         let id = TcpStreamId(self.table.handle(index));

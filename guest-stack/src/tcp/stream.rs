@@ -122,7 +122,7 @@ impl Sockets {
         let cell = birth::connecting(self.pool.socket(&options), &key, isn, self.io.mtu, now)
             .ok_or(StreamError::Unreachable)?;
         let flow = Flow::new(key, cell, options);
-        let handle = self.table.insert(Entry::Flow(flow));
+        let handle = self.table.insert(Entry::Flow(flow.into()));
         self.table.set_key(key, handle.index);
         self.table.mark(handle.index);
         Ok(TcpStreamId(handle))
