@@ -24,8 +24,11 @@ use shm_link::ring::{Consumer, Producer, RING_HEADER_LEN};
 
 /// Data bytes of every ring.
 const CAPACITY: usize = 512 << 10;
-/// Frames that ours publishes at once; the pumps of the bridge do the same.
+/// Frames, and bytes, that ours publishes at once; the pumps of the bridge do the
+/// same.
 const BATCH: u64 = 64;
+/// See [`BATCH`].
+const BATCH_BYTES: usize = 64 << 10;
 
 /// Takes frames in.
 trait Sender: Send {
@@ -117,6 +120,7 @@ fn run(mut tx: impl Sender, mut rx: impl Receiver, len: usize, time: Duration) -
         let sender = scope.spawn(move || {
             let mut frame = vec![7; len];
             let mut number = 0u64;
+            let mut unpublished = 0;
             loop {
                 // The clock is looked at between batches.
                 let last = Instant::now() >= deadline;
@@ -129,6 +133,11 @@ fn run(mut tx: impl Sender, mut rx: impl Receiver, len: usize, time: Duration) -
                         spin_loop();
                     }
                     number += 1;
+                    unpublished += len;
+                    if unpublished >= BATCH_BYTES {
+                        unpublished = 0;
+                        tx.flush();
+                    }
                     if last {
                         tx.flush();
                         return number;
@@ -142,7 +151,7 @@ fn run(mut tx: impl Sender, mut rx: impl Receiver, len: usize, time: Duration) -
         let mut expected = 0u64;
         'all: loop {
             let mut taken = 0;
-            while taken < BATCH {
+            while taken < BATCH && taken as usize * len < BATCH_BYTES {
                 let got = rx.receive(&mut to);
                 if got == 0 {
                     break;
