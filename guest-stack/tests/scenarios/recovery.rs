@@ -54,14 +54,14 @@ fn warm(seed: u64, ipv6: bool) -> (Pair, (TcpStreamId, TcpStreamId)) {
 
 #[test]
 fn four_megabytes_through_five_percent_of_loss_take_seconds() {
-    // 0.8 s; smoltcp alone waits a second for most windows of 45 segments, and
-    // takes some 240 s for as much.
-    for (seed, ipv6) in [(1, false), (2, true), (3, false)] {
+    // The last column is what smoltcp alone takes; with recovery 0.73 to 0.79 s.
+    let runs = [(1, false, 23_774), (2, true, 17_678), (3, false, 21_722)];
+    for (seed, ipv6, alone_ms) in runs {
         let (mut pair, ends) = warm(seed, ipv6);
         pair.cable.impair(wire(50));
         let took = transfer(&mut pair, ends, &pattern(4_000_000, 9));
         std::println!("seed {seed}: {took}, {} nudges", nudges(&mut pair) / 5);
-        assert!(took < Duration::from_secs(5), "{took}");
+        assert!(took * 20 < Duration::from_millis(alone_ms), "{took}");
     }
 }
 
