@@ -131,6 +131,7 @@ impl Sockets {
             Class::Arp => {
                 self.feed_default(now, frame, tx);
                 self.neighbour_spoke = true;
+                self.neighbours.heard(now, frame);
                 Ending::Default
             }
             Class::Ip(packet) => {
@@ -323,6 +324,10 @@ impl Sockets {
         let Entry::Flow(flow) = self.table.entry(index) else {
             return;
         };
+        if flow.lacks_only_our_fin(frame) {
+            flow.heard();
+            return;
+        }
         let watch = flow.ending();
         self.io.watched = watch.then_some(None);
         let before = flow.view();
@@ -476,6 +481,7 @@ impl Sockets {
         self.feed_default(now, frame, tx);
         if NEIGHBOUR.contains(&message) {
             self.neighbour_spoke = true;
+            self.neighbours.heard(now, frame);
         }
         Ending::Default
     }

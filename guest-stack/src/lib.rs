@@ -194,6 +194,7 @@ pub mod udp;
 mod slaac;
 mod autoconf;
 mod fragments;
+mod neighbours;
 pub mod registry;
 pub mod context;
 pub mod sockets;

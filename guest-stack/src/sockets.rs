@@ -26,6 +26,7 @@ use crate::error::{ConfigError, StreamError};
 use crate::flow::{Entry, Handle, Seeded, Table};
 use crate::fragments::Reassembler;
 use crate::limiter::Limiter;
+use crate::neighbours::Neighbours;
 use crate::ports::{LocalAddr, Ports};
 use crate::registry::Registry;
 use crate::tcp::TcpStreamId;
@@ -66,6 +67,7 @@ pub struct Sockets {
     pub(crate) application_dirty: bool,
     /// A neighbour's hardware address may have come.
     pub(crate) neighbour_spoke: bool,
+    pub(crate) neighbours: Neighbours,
 }
 
 /// Makes an `Interface`. It is large, and built on the call stack; a function of
@@ -144,6 +146,7 @@ impl Sockets {
             groups_at: Some(now),
             application_dirty: false,
             neighbour_spoke: false,
+            neighbours: Neighbours::default(),
             config,
             net,
         };
@@ -192,6 +195,7 @@ impl Sockets {
         self.interface = interface(&self.config, &self.net, &mut self.io, now);
         self.reassembler = None;
         self.refresh_addresses();
+        self.neighbours.teach(&mut self.interface, now);
         self.groups_at = Some(now);
     }
 

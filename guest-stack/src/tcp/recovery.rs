@@ -25,7 +25,9 @@ use smoltcp::wire::{TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
 
 use super::connection::Flow;
 use super::segment::{MAX_LEN, Segment};
-use crate::classify::{Class, ETHERNET_LEN, Kind, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader, classify};
+use crate::classify::{
+    Class, ETHERNET_LEN, Kind, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHeader, classify,
+};
 use crate::flow::Entry;
 use crate::sockets::Sockets;
 use crate::tally::{Tally, after};
@@ -98,6 +100,8 @@ pub(crate) struct Recovery {
     selective: bool,
     /// The first hole is to be resent.
     due: bool,
+    /// What was acknowledged last while nothing but our FIN was missing.
+    before_fin: Option<u32>,
 }
 
 impl Recovery {
@@ -115,6 +119,7 @@ impl Recovery {
             probes: 0,
             selective: false,
             due: false,
+            before_fin: None,
         }
     }
 
@@ -309,6 +314,28 @@ impl Flow {
         let bytes = frame.get(packet.payload).unwrap_or_default();
         let after_it = self.view();
         self.recovery.heard(now, &tcp, bytes, before, after_it, mtu);
+    }
+
+    /// Whether a frame does nothing but acknowledge once more all that was sent
+    /// except our FIN. Such a frame must not be fed to the socket: the third
+    /// duplicate stops smoltcp's timer in favour of a fast retransmit, which
+    /// without data sends nothing, and the FIN would never come again.
+    pub(crate) fn lacks_only_our_fin(&mut self, frame: &[u8]) -> bool {
+        let view = self.view();
+        if !matches!(view.state, State::FinWait1 | State::Closing) || view.unacknowledged != 0 {
+            return false;
+        }
+        let Some(Class::Ip(packet)) = classify(frame) else {
+            return false;
+        };
+        let Kind::Tcp(tcp) = packet.kind else {
+            return false;
+        };
+        let bare = tcp.flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK) == TCP_ACK;
+        if !bare || tcp.data_len != 0 {
+            return false;
+        }
+        self.recovery.before_fin.replace(tcp.ack) == Some(tcp.ack)
     }
 
     /// Whether the socket can be made to resend: it has data that waits for an

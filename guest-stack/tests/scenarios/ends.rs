@@ -359,7 +359,15 @@ fn the_last_acknowledgement_waits_for_the_neighbour_to_be_found() {
     talk.bench
         .cable
         .advance_to(talk.bench.now() + Duration::from_secs(59));
-    // The neighbour is forgotten for another reason than time.
+    // The neighbour is forgotten for another reason than time: others spoke
+    // since, and the interface is a new one.
+    for other in 100..116 {
+        let mut frame = arp_request();
+        for at in [11, 27, 31] {
+            frame[at] = other;
+        }
+        talk.bench.exchange(&frame);
+    }
     let net = crate::common::net(0);
     let mut other = net.clone();
     other.mtu = 1400;
@@ -375,4 +383,22 @@ fn the_last_acknowledgement_waits_for_the_neighbour_to_be_found() {
     let said = tcps(&talk.bench.exchange(&again.frame()));
     assert_eq!(said.len(), 1);
     assert_eq!((said[0].flags, said[0].ack), (ACK, talk.seq));
+}
+
+#[test]
+fn a_fin_comes_again_however_often_the_peer_acknowledges_all_but_the_fin() {
+    let mut talk = Conversation::new(TcpOptions::default());
+    let sockets = talk.bench.stack.sockets();
+    sockets.tcp_send(talk.stream, b"last words").unwrap();
+    sockets.tcp_shutdown(talk.stream, Shutdown::Write).unwrap();
+    assert!(talk.poll().iter().any(|seen| seen.flags & FIN != 0));
+    talk.ack += b"last words".len() as u32;
+    for _ in 0..6 {
+        assert_eq!(talk.say(".", b""), []);
+    }
+    let again = tcps(&talk.bench.pass(Duration::from_secs(3)));
+    assert!(again.iter().any(|seen| seen.flags & FIN != 0), "{again:?}");
+    talk.ack += 1;
+    talk.say("F.", b"");
+    assert_eq!(talk.recv(), Ok(vec![]));
 }

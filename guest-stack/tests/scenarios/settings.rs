@@ -184,6 +184,32 @@ fn the_mtu_changes_under_a_running_transfer() {
 }
 
 #[test]
+fn a_change_of_the_mtu_asks_no_neighbour_anew() {
+    for ipv6 in [false, true] {
+        let mut pair = Pair::new(1);
+        let (client, server) = pair.connected(ipv6, 80);
+        pair.settle();
+        pair.cable.log(0);
+        pair.cable.log(1);
+        let mut changed = net(1);
+        changed.mtu = 1400;
+        let now = pair.now();
+        pair.stacks[1].configure(changed, now).unwrap();
+        pair.sockets(1).tcp_send(server, b"at once").unwrap();
+        pair.settle();
+        let mut buffer = [0; 16];
+        assert_eq!(pair.sockets(0).tcp_recv(client, &mut buffer), Ok(7));
+        for side in [0, 1] {
+            for (_, frame) in pair.cable.take_log(side) {
+                let arp = frame[12..14] == [0x08, 0x06];
+                let solicitation = frame[12..14] == [0x86, 0xdd] && frame[54] == 135;
+                assert!(!arp && !solicitation, "side {side}: {frame:02x?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn an_address_that_is_taken_away_ends_its_streams_and_no_others() {
     let mut pair = Pair::new(1);
     let (client4, server4) = pair.connected(false, 80);
