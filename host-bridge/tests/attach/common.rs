@@ -137,7 +137,7 @@ pub(crate) struct RawGuest {
     pub(crate) config: NetworkConfig,
     pub(crate) changes: Vec<NetworkConfig>,
     pub(crate) memory: shm_link::linux::memory::SharedMemory,
-    _socket: std::os::fd::OwnedFd,
+    _socket: Option<std::os::fd::OwnedFd>,
 }
 
 pub(crate) fn offer() -> GuestOffer {
@@ -156,19 +156,29 @@ impl RawGuest {
     /// Attaches and negotiates.
     pub(crate) fn attach() -> Self {
         let attachment = Attachment::connect(&address(), PATIENCE).expect("attach");
-        let bell = Bell(std::sync::Arc::new(attachment.ring_host));
+        let (ring, doorbell) = (attachment.ring_host, attachment.doorbell);
+        Self::over(attachment.memory, ring, doorbell, Some(attachment.socket))
+    }
+
+    /// Negotiates over memory and doorbells that somebody brought.
+    pub(crate) fn over(
+        memory: shm_link::linux::memory::SharedMemory,
+        ring_host: EventFd,
+        doorbell: EventFd,
+        socket: Option<std::os::fd::OwnedFd>,
+    ) -> Self {
+        let bell = Bell(std::sync::Arc::new(ring_host));
         // SAFETY: the bridge in this process keeps to the layout.
-        let link =
-            unsafe { ShmLink::attach(attachment.memory.region(), bell.clone()) }.expect("link");
+        let link = unsafe { ShmLink::attach(memory.region(), bell.clone()) }.expect("link");
         let mut guest = Self {
             link,
             bell,
-            doorbell: attachment.doorbell,
+            doorbell,
             control: GuestControl::new(offer()),
             config: NetworkConfig::new([2, 0, 0, 0, 0, 1], 1500),
             changes: Vec::new(),
-            memory: attachment.memory,
-            _socket: attachment.socket,
+            memory,
+            _socket: socket,
         };
         let deadline = Instant::now() + PATIENCE;
         loop {

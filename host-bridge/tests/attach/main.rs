@@ -4,10 +4,14 @@ mod common;
 
 use common::{PATIENCE, RawGuest, address, guest, in_private_network, plan, policy, serve, until};
 use etherparse::PacketBuilder;
-use host_bridge::port::{PortChange, PortState};
+use host_bridge::bell::Doorbells;
+use host_bridge::bridge::Bridge;
+use host_bridge::port::{PortChange, PortConfig, PortState};
 use shm_link::fault::LinkError;
 use shm_link::link::{FrameRx, Link};
 use shm_link::linux::attach::Attachment;
+use shm_link::linux::event::EventFd;
+use shm_link::linux::memory::SharedMemory;
 use std::time::{Duration, Instant};
 
 fn echo_request(guest: &RawGuest, gateway_mac: [u8; 6], seq: u16, payload: usize) -> Vec<u8> {
@@ -278,5 +282,36 @@ fn when_all_places_are_taken_the_next_guest_is_turned_away_in_words() {
         .await;
         until("the place is free", || bridge.status().is_empty()).await;
         guest(|| drop(RawGuest::attach())).await;
+    });
+}
+
+#[test]
+fn a_monitor_attaches_memory_and_doorbells_of_its_own() {
+    in_private_network(|| async {
+        let bridge = Bridge::new().unwrap();
+        let memory = SharedMemory::create("monitor", 1 << 20).unwrap();
+        let guests = SharedMemory::from_fd(memory.fd().try_clone_to_owned().unwrap()).unwrap();
+        let (ring_guest, ring_host) = (EventFd::new().unwrap(), EventFd::new().unwrap());
+        let doorbells = Doorbells {
+            ring_guest: ring_guest.try_clone().unwrap().into(),
+            rung_by_guest: ring_host.try_clone().unwrap().into(),
+        };
+        let assignment = plan().assign(0);
+        let mut config = PortConfig::new("owned", assignment.network);
+        config.host_addresses = assignment.host_addresses;
+        let port = bridge
+            .attach(memory.region(), doorbells, config)
+            .await
+            .unwrap();
+        guest(move || {
+            let mut guest = RawGuest::over(guests, ring_host, ring_guest, None);
+            let mac = guest.resolve_gateway();
+            guest.send(&echo_request(&guest, mac, 1, 100));
+            guest.receive(|frame| is_echo_reply(frame, 1));
+        })
+        .await;
+        assert_eq!(bridge.status()[0].name, "owned");
+        port.close().await;
+        assert!(bridge.status().is_empty());
     });
 }
