@@ -72,7 +72,7 @@ pub(crate) struct View {
     unread: usize,
 }
 
-/// What a connection remembers of its losses: 104 bytes.
+/// What a connection remembers of its losses: 112 bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Recovery {
     /// The first unacknowledged sequence number, once data was acknowledged.
