@@ -127,14 +127,13 @@ impl Control {
 }
 
 /// What this stack can do with frames whose checksum is unfinished or that are
-/// yet to be cut: all kinds of TCP when they arrive, TCP over IPv4 when they
-/// leave (smoltcp loses the data of IPv6 ones).
+/// yet to be cut, when they arrive: all kinds of TCP.
 pub const CAN_RECEIVE: Offloads = Offloads::CHECKSUM
     .union(Offloads::TSO4)
     .union(Offloads::TSO6);
 
-/// See [`CAN_RECEIVE`].
-pub const CAN_SEND: Offloads = Offloads::CHECKSUM.union(Offloads::TSO4);
+/// The same for frames that leave.
+pub const CAN_SEND: Offloads = CAN_RECEIVE;
 
 /// An offer of all that this stack can do. `session` is a number that was not
 /// used before on this link; `name` is for the host's logs, and cut if it is too

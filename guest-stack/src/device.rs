@@ -18,6 +18,7 @@ use smoltcp::wire::{IpAddress, IpProtocol, checksum};
 
 use crate::classify::{self, Class, ETHERNET_LEN, Kind};
 use crate::error::SendError;
+use crate::run::Run;
 use crate::tally::Tally;
 
 /// Bytes of headers that are cleared before smoltcp writes a frame: the room in
@@ -53,6 +54,8 @@ pub(crate) struct TxState {
     pub(crate) watched: Option<Option<SentTcp>>,
     /// All TCP segments, when somebody counts them.
     pub(crate) tally: Option<Tally>,
+    /// The frame given to the link last, if it may grow.
+    run: Option<Run>,
     scratch: Vec<u8>,
 }
 
@@ -81,6 +84,7 @@ impl TxState {
             fragmenting: false,
             watched: None,
             tally: None,
+            run: None,
             scratch: Vec::new(),
         }
     }
@@ -114,6 +118,12 @@ impl TxState {
     fn segments(&self) -> bool {
         self.offloads
             .contains(Offloads::CHECKSUM.union(Offloads::TSO4))
+    }
+
+    /// Whether segments over IPv6 grow into one frame.
+    fn joins(&self) -> bool {
+        self.offloads
+            .contains(Offloads::CHECKSUM.union(Offloads::TSO6))
     }
 
     /// Longest frame that smoltcp may build.
@@ -168,6 +178,7 @@ impl Wire<'_> {
         match self.tx.reserve(len) {
             Ok(Some(room)) if room.len() >= len => {
                 write(&mut room[..len]);
+                self.state.run = None;
                 self.tx.commit(len, OffloadHeader::NONE);
                 self.state.frames += 1;
                 Ok(())
@@ -265,6 +276,19 @@ impl phy::TxToken for TxToken<'_> {
                     frame[..len.min(CLEARED)].fill(0);
                     let result = write(frame);
                     let offload = finish(frame, meta, state);
+                    let mut run = None;
+                    if state.joins() {
+                        run = Run::begin(frame);
+                        let longer = state.run.and_then(|last| last.with(frame));
+                        if let Some(longer) = longer
+                            && let Some(whole) = tx.join(Run::HEAD_LEN, len, longer.offload())
+                        {
+                            longer.write_headers(whole);
+                            state.run = Some(longer);
+                            return result;
+                        }
+                    }
+                    state.run = run;
                     tx.commit(len, offload);
                     state.frames += 1;
                     return result;

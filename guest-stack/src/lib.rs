@@ -40,6 +40,7 @@
 //! | `limiter` | so many per second |
 //! | `sink` | a device that shows one packet and hides what is sent |
 //! | `tally` | what segments a socket sent |
+//! | `run` | segments that grow into one frame |
 //! | `device` | the link as smoltcp's device, one frame at a time |
 //! | [`config`] | what a stack is told |
 //! | [`counters`] | what happened to every frame |
@@ -184,6 +185,7 @@ mod timers;
 mod limiter;
 mod sink;
 mod tally;
+mod run;
 mod device;
 pub mod config;
 pub mod counters;

@@ -56,6 +56,19 @@ pub trait FrameTx {
     /// were reserved). The peer sees it after [`flush`](Self::flush).
     fn commit(&mut self, len: usize, offload: OffloadHeader);
 
+    /// Makes the bytes `from..len` of the frame last reserved the end of the
+    /// frame committed before it, which is then shown whole, its offload header
+    /// replaced by `offload`: segments that follow each other become one.
+    ///
+    /// `None`, which links that cannot do it always say, changes nothing: commit
+    /// the reserved frame as usual. Others say it when the frame before was
+    /// shown to the peer already, does not lie next to this one, or would be
+    /// too long.
+    fn join(&mut self, from: usize, len: usize, offload: OffloadHeader) -> Option<&mut [u8]> {
+        let _ = (from, len, offload);
+        None
+    }
+
     /// Publishes what was committed and rings the peer's doorbell if it sleeps.
     /// Call it once per batch.
     fn flush(&mut self);

@@ -51,6 +51,8 @@ pub struct RecordWriter {
     reserved: usize,
     /// Bytes to skip before that record, up to the end of the ring.
     skip: u64,
+    /// Length of the body committed last, until it is published.
+    last: Option<usize>,
 }
 
 impl RecordWriter {
@@ -68,6 +70,7 @@ impl RecordWriter {
             max_len,
             reserved: 0,
             skip: 0,
+            last: None,
         })
     }
 
@@ -117,12 +120,62 @@ impl RecordWriter {
         self.reserved = 0;
         if self.skip != 0 {
             // Only now: a skip without a record behind it would be a fault.
-            self.write_header(SKIP, OffloadHeader::NONE);
+            self.write_header(0, SKIP, OffloadHeader::NONE);
             self.ring.advance(self.skip);
             self.skip = 0;
         }
-        self.write_header(len as u32, offload);
+        self.write_header(0, len as u32, offload);
         self.ring.advance(record_len(len));
+        self.last = Some(len);
+    }
+
+    /// Makes the bytes `from..len` of the record last reserved the end of the
+    /// one committed before it, whose offload header becomes `offload`, and
+    /// shows its body, to be written until the next call on this writer. The
+    /// rest of the reserved record is forgotten.
+    ///
+    /// `None` changes nothing, and the reserved record can be committed as ever:
+    /// the one before was published, does not lie directly before it, or would
+    /// be longer than [`max_len`](Self::max_len).
+    ///
+    /// # Panics
+    /// If `len` is more than was reserved, or less than `from`.
+    #[inline]
+    pub fn join(
+        &mut self,
+        from: usize,
+        len: usize,
+        offload: OffloadHeader,
+    ) -> Option<(NonNull<u8>, usize)> {
+        assert!(
+            from <= len && len <= self.reserved,
+            "joined what was not reserved"
+        );
+        let last = self.last?;
+        let (joined, added) = (last + len - from, len - from);
+        // A record that ends where the ring does has the next one at its start.
+        let apart = self.skip != 0 || self.ring.to_end() == self.ring.capacity() as u64;
+        if apart || joined > self.max_len {
+            return None;
+        }
+        let back = record_len(last);
+        // SAFETY: the last record lies directly before the cursor (it was
+        // committed there, and since then nothing was), not wrapped, because
+        // records never are; behind it, not apart, lie a header and
+        // `reserved >= len` bytes of free room, contiguous with it. All of it is
+        // unpublished, so ours. Source and destination may overlap.
+        let body = unsafe {
+            let header = self.ring.start_back(back);
+            let body = header.add(RECORD_HEADER_LEN);
+            let source = header.add(back as usize + RECORD_HEADER_LEN + from);
+            core::ptr::copy(source.as_ptr(), body.add(last).as_ptr(), added);
+            body
+        };
+        self.write_header(back, joined as u32, offload);
+        self.ring.advance(record_len(joined) - back);
+        self.reserved = 0;
+        self.last = Some(joined);
+        Some((body, joined))
     }
 
     /// Copies a whole body in; `false` if there is no room now.
@@ -139,17 +192,20 @@ impl RecordWriter {
         Ok(true)
     }
 
+    /// Writes the header of the record that begins `back` bytes before the
+    /// cursor.
     #[inline]
-    fn write_header(&mut self, len: u32, offload: OffloadHeader) {
+    fn write_header(&mut self, back: u64, len: u32, offload: OffloadHeader) {
         let mut header = [0; RECORD_HEADER_LEN];
         header[..4].copy_from_slice(&len.to_le_bytes());
         header[4..].copy_from_slice(&offload.to_bytes());
-        // SAFETY: callers have checked that the record at the cursor is free;
-        // cursors and capacity are multiples of 16, so the header does not wrap,
-        // and the ring's data are aligned to 16.
+        // SAFETY: callers have checked that the record there is free or not yet
+        // published; records begin at multiples of 16, which the capacity is
+        // too, so the header does not wrap, and the ring's data are aligned to
+        // 16.
         unsafe {
             self.ring
-                .start(0)
+                .start_back(back)
                 .cast::<[u8; RECORD_HEADER_LEN]>()
                 .write(header)
         };
@@ -158,6 +214,7 @@ impl RecordWriter {
     /// Makes the committed records visible.
     #[inline]
     pub fn publish(&mut self) -> Wake {
+        self.last = None;
         self.ring.publish()
     }
 
@@ -179,6 +236,7 @@ impl RecordWriter {
 
     /// Publishes, and says that nothing follows.
     pub fn close(&mut self) -> Wake {
+        self.last = None;
         self.ring.close()
     }
 

@@ -200,6 +200,15 @@ impl<D: Doorbell> FrameTx for ShmTx<D> {
     }
 
     #[inline]
+    fn join(&mut self, from: usize, len: usize, offload: OffloadHeader) -> Option<&mut [u8]> {
+        let (mut body, len) = self.records.join(from, len, offload)?;
+        // SAFETY: `len` bytes from `body` on are a record of ours that was not
+        // published, ours until the next call, which takes `&mut self`; the host
+        // does not touch it (promised to `attach`).
+        Some(unsafe { core::slice::from_raw_parts_mut(body.as_mut(), len) })
+    }
+
+    #[inline]
     fn flush(&mut self) {
         self.records.publish().ring(&self.doorbell);
     }

@@ -139,6 +139,59 @@ proptest! {
         prop_assert!(body(&mut rx).unwrap().is_none());
     }
 
+    /// Bodies that are joined and bodies that are not arrive as if each had been
+    /// written at once.
+    #[test]
+    fn joined_records_arrive_as_one(
+        parts in vec((1usize..1500, 0usize..200, any::<bool>()), 1..200),
+        batch in 1usize..12,
+    ) {
+        let (mut tx, mut rx, _) = records(8192);
+        let mut expected: VecDeque<Vec<u8>> = VecDeque::new();
+        let mut fresh = false;
+        for (i, &(len, from, join)) in parts.iter().enumerate() {
+            let bytes: Vec<u8> = (0..len).map(|k| (i * 13 + k) as u8).collect();
+            let room = loop {
+                if let Some(room) = tx.reserve(len).unwrap() {
+                    break room;
+                }
+                let _ = tx.publish();
+                fresh = false;
+                let whole = expected.pop_front().expect("a full ring has records");
+                prop_assert_eq!(body(&mut rx).unwrap().unwrap(), whole);
+                rx.consume();
+                let _ = rx.publish();
+            };
+            // SAFETY: `room` has `len` free bytes.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), room.as_ptr(), len) };
+            let from = from.min(len);
+            let joined = if join { tx.join(from, len, OffloadHeader::NONE) } else { None };
+            if let Some((start, joined_len)) = joined {
+                prop_assert!(fresh, "what was published is not changed any more");
+                let last = expected.back_mut().unwrap();
+                last.extend_from_slice(&bytes[from..]);
+                prop_assert_eq!(joined_len, last.len());
+                // SAFETY: the joined body has that many bytes.
+                let whole = unsafe { std::slice::from_raw_parts(start.as_ptr(), joined_len) };
+                prop_assert_eq!(whole, &last[..]);
+            } else {
+                tx.commit(len, OffloadHeader::NONE);
+                expected.push_back(bytes);
+            }
+            fresh = true;
+            if i % batch == 0 {
+                let _ = tx.publish();
+                fresh = false;
+            }
+        }
+        let _ = tx.publish();
+        for whole in expected {
+            prop_assert_eq!(body(&mut rx).unwrap().unwrap(), whole);
+            rx.consume();
+        }
+        prop_assert!(body(&mut rx).unwrap().is_none());
+    }
+
     /// The reader is bounded and stays inside the ring for any bytes in it.
     #[test]
     fn random_bytes_over_a_ring_are_records_or_a_fault(

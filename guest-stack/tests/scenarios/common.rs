@@ -251,6 +251,16 @@ impl FrameTx for TestTx {
         self.committed.push((offload, frame));
     }
 
+    fn join(&mut self, from: usize, len: usize, offload: OffloadHeader) -> Option<&mut [u8]> {
+        let (header, last) = self.committed.last_mut()?;
+        if last.len() + len - from > MAX_FRAME_LEN {
+            return None;
+        }
+        last.extend_from_slice(&self.room[from..len]);
+        *header = offload;
+        Some(last)
+    }
+
     fn flush(&mut self) {
         if self.committed.is_empty() {
             return;

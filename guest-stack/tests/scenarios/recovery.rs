@@ -190,8 +190,15 @@ fn a_peer_that_vanishes_is_given_up_after_the_user_timeout() {
 
 #[test]
 fn large_segments_and_unfinished_checksums_come_through_loss_too() {
+    for ipv6 in [false, true] {
+        large_segments_come_through_loss(ipv6);
+    }
+}
+
+fn large_segments_come_through_loss(ipv6: bool) {
     let cable = Cable::new(8);
-    let offloads = Offloads::CHECKSUM.union(Offloads::TSO4);
+    let segmentation = Offloads::TSO4.union(Offloads::TSO6);
+    let offloads = Offloads::CHECKSUM.union(segmentation);
     let stacks = [0, 1].map(|side| {
         let mut net = net(side);
         net.tx_offloads = offloads;
@@ -201,7 +208,7 @@ fn large_segments_and_unfinished_checksums_come_through_loss_too() {
     });
     let mut pair = Pair::with(cable, stacks);
     pair.cable.impair(wire(0));
-    let ends = pair.connected(false, 80);
+    let ends = pair.connected(ipv6, 80);
     transfer(&mut pair, ends, &pattern(200_000, 5));
     assert_eq!(nudges(&mut pair), 0);
     pair.cable.impair(wire(50));

@@ -10,7 +10,7 @@ use shm_link::control::config::{NetworkConfig, Prefixed};
 use shm_link::control::{HostControl, HostOffer, VersionRange};
 use shm_link::fault::LinkError;
 use shm_link::link::{Link, MAX_CONTROL_LEN};
-use shm_link::offload::Offloads;
+use shm_link::offload::{GSO_TCPV4, GSO_TCPV6, OffloadHeader, Offloads};
 use std::net::Ipv4Addr;
 
 use crate::common::{Bench, Cable, MAC, Pair, TestLink, config, host, net, pattern, stack_with};
@@ -434,8 +434,17 @@ fn a_frame_with_an_offload_that_was_not_negotiated_is_dropped() {
 
 #[test]
 fn super_frames_cross_with_their_checksum_unfinished() {
+    super_frames_cross(false, Offloads::TSO4, (1460, GSO_TCPV4));
+}
+
+#[test]
+fn segments_over_ipv6_grow_into_super_frames() {
+    super_frames_cross(true, Offloads::TSO6, (1440, GSO_TCPV6));
+}
+
+fn super_frames_cross(ipv6: bool, segmentation: Offloads, size_and_type: (u16, u8)) {
     let cable = Cable::new(1);
-    let offloads = Offloads::CHECKSUM.union(Offloads::TSO4);
+    let offloads = Offloads::CHECKSUM.union(segmentation);
     let stacks = [0, 1].map(|side| {
         let mut net = net(side);
         net.tx_offloads = offloads;
@@ -452,7 +461,7 @@ fn super_frames_cross_with_their_checksum_unfinished() {
     let now = pair.now();
     let client = pair
         .sockets(0)
-        .tcp_connect(now, host(1, false, 80), options)
+        .tcp_connect(now, host(1, ipv6, 80), options)
         .unwrap();
     pair.settle();
     let (server, _) = pair.sockets(1).tcp_accept(listener).unwrap();
@@ -471,8 +480,33 @@ fn super_frames_cross_with_their_checksum_unfinished() {
     }
     let supers = frames
         .iter()
-        .filter(|(offload, _)| offload.gso_size == 1460);
+        .filter(|(offload, _)| (offload.gso_size, offload.gso_type) == size_and_type);
     assert!(supers.count() >= 20, "most of it travels in large frames");
+    assert!(frames.len() < 100, "{} frames", frames.len());
+    for (offload, frame) in &frames {
+        assert_eq!(whole_checksum(frame, *offload), 0xffff);
+    }
     let longest = frames.iter().map(|(_, frame)| frame.len()).max().unwrap();
     assert!(longest > 60_000);
+}
+
+/// The sum over a TCP segment and its pseudo-header, which the unfinished
+/// checksum stands for; 0xffff if it is right.
+fn whole_checksum(frame: &[u8], offload: OffloadHeader) -> u16 {
+    let start = usize::from(offload.csum_start);
+    let (addresses, len) = match frame[12..14] {
+        [8, 0] => (&frame[26..34], frame.len() - 34),
+        _ => (&frame[22..54], frame.len() - 54),
+    };
+    let mut sum = len as u32 + 6;
+    for pair in addresses.chunks(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    // What was written is that sum; so its difference is all ones.
+    let field = u16::from_be_bytes([frame[start + 16], frame[start + 17]]);
+    let difference = u32::from(!field) + sum;
+    (difference & 0xffff) as u16 + (difference >> 16) as u16
 }

@@ -203,6 +203,13 @@ impl Producer {
         self.memory.at(self.cursor.position() + ahead).0
     }
 
+    /// The address of the byte `back` before the cursor, which was written and
+    /// not yet published.
+    #[inline]
+    pub(crate) fn start_back(&self, back: u64) -> NonNull<u8> {
+        self.memory.at(self.cursor.position() - back).0
+    }
+
     /// Counts `n` bytes as written; never more than are free.
     #[inline]
     pub(crate) fn advance(&mut self, n: u64) {
