@@ -30,6 +30,8 @@ pub struct Poll {
     pub deadline: Option<Instant>,
     /// There is more to do now: poll again without sleeping.
     pub more_work: bool,
+    /// Frames were received.
+    pub received: bool,
     /// Somebody wants to send and the link has no room: [`Stack::arm`] asks to
     /// be rung when there is.
     pub wants_room: bool,
@@ -170,13 +172,14 @@ impl<L: Link> Stack<L> {
         let others = earlier(self.application_deadline, sockets.groups_at);
         self.deadline = earlier(timers, others);
         more_work |= !blocked && self.deadline.is_some_and(|at| at <= now);
-        self.status(more_work)
+        self.status(more_work, taken > 0)
     }
 
-    fn status(&self, more_work: bool) -> Poll {
+    fn status(&self, more_work: bool, received: bool) -> Poll {
         Poll {
             deadline: self.deadline,
             more_work,
+            received,
             wants_room: self.wants_room,
             link_error: self.link_error(),
         }
@@ -232,7 +235,7 @@ impl<L: Link> Stack<L> {
         }
         more_work |= !self.sockets.notices.is_empty();
         self.deadline = earlier(self.deadline, self.sockets.table.deadline());
-        self.status(more_work)
+        self.status(more_work, false)
     }
 
     /// Why the link cannot go on, if it cannot; also in every [`Poll`].

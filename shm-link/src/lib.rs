@@ -20,6 +20,7 @@
 //! | [`fault`] | what a peer can do wrong, and what a link reports |
 //! | [`region`] | memory that somebody else may write |
 //! | [`doorbell`] | waking the other side, and waiting to be woken |
+//! | [`spin`] | how long to look for work before going to sleep |
 //! | [`ring`] | one direction: cursors, sleep flags, contiguous grants |
 //! | [`pipe`] | two rings as a byte stream, with embedded-io's traits |
 //! | [`link`](mod@link) | the traits of a frame link, which `guest-stack` runs over |
@@ -94,6 +95,7 @@ mod sync;
 pub mod fault;
 pub mod region;
 pub mod doorbell;
+pub mod spin;
 pub mod ring;
 pub mod pipe;
 pub mod link;

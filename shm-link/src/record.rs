@@ -22,7 +22,7 @@ use core::ptr::NonNull;
 
 use crate::fault::PeerFault;
 use crate::offload::{OFFLOAD_HEADER_LEN, OffloadHeader};
-use crate::ring::{Arm, Consumer, Producer, Wake};
+use crate::ring::{Arm, Consumer, Producer, RingWatch, Wake};
 
 /// Bytes in front of a record's body.
 pub const RECORD_HEADER_LEN: usize = 16;
@@ -234,6 +234,11 @@ impl RecordWriter {
         self.ring.disarm();
     }
 
+    /// Watches this writer's sleep.
+    pub fn watch(&self) -> RingWatch {
+        self.ring.watch()
+    }
+
     /// Publishes, and says that nothing follows.
     pub fn close(&mut self) -> Wake {
         self.last = None;
@@ -381,6 +386,11 @@ impl RecordReader {
     /// Takes the announcement back.
     pub fn disarm(&self) {
         self.ring.disarm();
+    }
+
+    /// Watches this reader's sleep.
+    pub fn watch(&self) -> RingWatch {
+        self.ring.watch()
     }
 
     /// Says that this side will read no more.

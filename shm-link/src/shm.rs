@@ -98,6 +98,8 @@ pub struct ShmLink<D: Doorbell> {
     control_tx: RecordWriter,
     region: Region,
     doorbell: D,
+    /// Sleep is announced.
+    armed: bool,
 }
 
 impl<D: Doorbell + Clone> ShmLink<D> {
@@ -129,6 +131,7 @@ impl<D: Doorbell + Clone> ShmLink<D> {
             control_tx: writer(&region, layout.control.to_host, MAX_CONTROL_LEN)?,
             region,
             doorbell,
+            armed: false,
         })
     }
 }
@@ -241,6 +244,7 @@ impl<D: Doorbell> Link for ShmLink<D> {
     }
 
     fn arm(&mut self, tx_room: Option<usize>) -> Result<bool, LinkError> {
+        self.armed = true;
         let sleep = self.rx.records.arm()? == Arm::Sleep
             && self.control_rx.arm()? == Arm::Sleep
             && match tx_room {
@@ -254,6 +258,11 @@ impl<D: Doorbell> Link for ShmLink<D> {
     }
 
     fn disarm(&mut self) {
+        // The host reads these words whenever it publishes: a side that stays
+        // awake leaves them alone.
+        if !core::mem::take(&mut self.armed) {
+            return;
+        }
         self.rx.records.disarm();
         self.control_rx.disarm();
         self.tx.records.disarm();

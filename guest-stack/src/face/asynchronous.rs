@@ -6,10 +6,12 @@ use core::future::poll_fn;
 use core::net::SocketAddr;
 use core::ops::{AsyncFnMut, ControlFlow};
 use core::task::{Poll, Waker};
+use core::time::Duration;
 
 use embedded_io_async::{ErrorType, Read, Write};
 use lock_api::Mutex;
 use shm_link::link::Link;
+use shm_link::spin::Spin;
 use smoltcp::time::Instant;
 
 use super::platform::Platform;
@@ -25,6 +27,7 @@ struct Inner<L: Link> {
     stack: Stack<L>,
     /// The driver sleeps, until that time at the latest.
     asleep: Option<Option<Instant>>,
+    spin: Spin,
 }
 
 struct Shared<L: Link, P: Platform> {
@@ -56,6 +59,7 @@ impl<L: Link, P: Platform> Network<L, P> {
         let inner = Inner {
             stack,
             asleep: None,
+            spin: Spin::new(platform.spin()),
         };
         Self(Arc::new(Shared {
             inner: Mutex::new(inner),
@@ -122,7 +126,19 @@ impl<L: Link, P: Platform> Network<L, P> {
         inner.stack.disarm();
         inner.asleep = None;
         let poll = inner.stack.poll(now);
-        if poll.more_work || !inner.stack.arm() {
+        let time = Duration::from_micros(now.total_micros().unsigned_abs());
+        if poll.received {
+            inner.spin.worked(time);
+        }
+        if poll.more_work {
+            return Step::Again;
+        }
+        if inner.spin.looks_again(time) {
+            drop(inner);
+            self.0.platform.relax();
+            return Step::Again;
+        }
+        if !inner.stack.arm() {
             return Step::Again;
         }
         inner.asleep = Some(poll.deadline);

@@ -21,13 +21,27 @@ pub trait Platform: Send + Sync + 'static {
     /// early. Only the blocking face calls it.
     fn park(&self, until: Option<Instant>);
 
+    /// How long a busy driver may look for work before it sleeps, at the most. It
+    /// does so only while that has lately paid off ([`shm_link::spin`]). By
+    /// default not at all: right where waking up is cheap, or a processor that
+    /// waits is better given to others.
+    fn spin(&self) -> core::time::Duration {
+        core::time::Duration::ZERO
+    }
+
+    /// Called each time the driver has looked and found nothing: lets others
+    /// have the processor, or at least spends little.
+    fn relax(&self) {
+        core::hint::spin_loop();
+    }
+
     /// Makes the driver's wait function return, also one that begins later, so
     /// that it polls and computes its deadline anew.
     fn kick_driver(&self);
 }
 
 #[cfg(feature = "std")]
-pub use self::standard::StdPlatform;
+pub use self::standard::{DEFAULT_SPIN, StdPlatform};
 
 #[cfg(feature = "std")]
 mod standard {
@@ -41,9 +55,13 @@ mod standard {
 
     use super::Platform;
 
+    /// The driver's [`spin`](Platform::spin) unless told otherwise.
+    pub const DEFAULT_SPIN: time::Duration = time::Duration::from_micros(50);
+
     /// Threads of a process.
     pub struct StdPlatform {
         start: time::Instant,
+        spin: time::Duration,
         kick: Box<dyn Fn() + Send + Sync>,
     }
 
@@ -53,8 +71,16 @@ mod standard {
         pub fn new(kick: impl Fn() + Send + Sync + 'static) -> Self {
             Self {
                 start: time::Instant::now(),
+                spin: DEFAULT_SPIN,
                 kick: Box::new(kick),
             }
+        }
+
+        /// With another limit for the driver's [`spin`](Platform::spin); zero
+        /// makes it sleep as soon as there is nothing to do.
+        pub fn with_spin(mut self, limit: time::Duration) -> Self {
+            self.spin = limit;
+            self
         }
 
         /// How long from now until then; nothing if it has passed.
@@ -92,6 +118,15 @@ mod standard {
                 Some(until) => thread::park_timeout(self.duration_until(until)),
                 None => thread::park(),
             }
+        }
+
+        fn spin(&self) -> time::Duration {
+            self.spin
+        }
+
+        fn relax(&self) {
+            // The bridge and its peers may want this very processor.
+            thread::yield_now();
         }
 
         fn kick_driver(&self) {

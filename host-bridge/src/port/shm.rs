@@ -1,10 +1,13 @@
 //! The task of a port whose guest shares memory with the host.
 //!
-//! It owns the control rings and watches the two pumps, which are tasks of their
-//! own. The frames that the guest sent before it closed are still to be
-//! delivered, so the pumps end the port, not the control rings.
+//! It owns the control rings and watches the pump, which is a task of its own and
+//! waits for the doorbell for both. The frames that the guest sent before it
+//! closed are still to be delivered, so the pump ends the port, not the control
+//! rings.
 
-use shm_link::doorbell::{AsyncWait, Doorbell};
+use std::sync::Arc;
+
+use shm_link::doorbell::Doorbell;
 use shm_link::link::{MAX_CONTROL_LEN, MAX_FRAME_LEN};
 use shm_link::offload::OffloadHeader;
 use shm_link::record::{RecordReader, RecordWriter};
@@ -12,6 +15,7 @@ use shm_link::region::Region;
 use shm_link::ring::{Arm, Wake};
 use shm_link::shm::{HostEnd, read_message};
 use shm_link::superblock::Layout;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::core::{BUDGET_MESSAGES, Core};
@@ -21,7 +25,7 @@ use crate::bell::{Doorbells, GuestBell, HostBell};
 use crate::error::BridgeError;
 use crate::netlink::Netlink;
 use crate::policy::Stop;
-use crate::pump::{PumpEnd, ToGuest, ToHost};
+use crate::pump::{ControlWatch, PumpEnd, ShmPump};
 use crate::tap::TapKind;
 
 /// Makes the port's TAP, publishes the memory map in `region`, and starts to
@@ -45,15 +49,19 @@ pub(super) async fn open(
     };
     let host = HostEnd::resume(&region, &layout)
         .map_err(|error| io("taking the rings")(std::io::Error::other(error)))?;
-    let bell = || HostBell::new(&doorbells.rung_by_guest).map_err(io("registering the doorbell"));
-    let bells = (bell()?, bell()?, bell()?);
+    let bell = HostBell::new(&doorbells.rung_by_guest).map_err(io("registering the doorbell"))?;
     let ring_guest = GuestBell::new(doorbells.ring_guest);
+    let rung = Arc::new(Notify::new());
+    let control = ControlWatch {
+        rings: [host.control_rx.watch(), host.control_tx.watch()],
+        task: rung.clone(),
+    };
+    let frames = (host.frames_rx, host.frames_tx);
     let shared = core.pump_shared();
+    let pump = ShmPump::new(frames, bell, ring_guest.clone(), control, shared);
+    // In a set, so that it ends with the port's task, however that ends.
     let mut pumps = JoinSet::new();
-    let to_host = ToHost::new(host.frames_rx, bells.1, ring_guest.clone(), shared.clone());
-    pumps.spawn(to_host.run());
-    let to_guest = ToGuest::new(host.frames_tx, bells.2, ring_guest.clone(), shared);
-    pumps.spawn(to_guest.run());
+    pumps.spawn(pump.run());
     // Everything is in its place: let the guest in, and wake one that waits.
     layout
         .publish(&region)
@@ -63,7 +71,7 @@ pub(super) async fn open(
         core,
         control_rx: host.control_rx,
         control_tx: host.control_tx,
-        bell: bells.0,
+        rung,
         ring_guest,
         closed: false,
     };
@@ -78,20 +86,21 @@ struct Task {
     core: Core,
     control_rx: RecordReader,
     control_tx: RecordWriter,
-    bell: HostBell,
+    /// The guest rang, and a control ring has what this task waits for.
+    rung: Arc<Notify>,
     ring_guest: GuestBell,
     /// The guest closed the control pipe.
     closed: bool,
 }
 
 impl Task {
-    async fn run(mut self, mut pumps: JoinSet<PumpEnd>) -> PortEnd {
-        let end = match self.serve(&mut pumps).await {
+    async fn run(mut self, mut pump: JoinSet<PumpEnd>) -> PortEnd {
+        let end = match self.serve(&mut pump).await {
             Ok(never) => match never {},
             Err(end) => end,
         };
         let stop = self.core.end(&end);
-        while pumps.join_next().await.is_some() {}
+        while pump.join_next().await.is_some() {}
         if stop == Stop::Close {
             let _ = self.control_rx.close().or(self.control_tx.close());
             // Whatever it waits for, the guest is to see that it is over.
@@ -103,7 +112,7 @@ impl Task {
 
     async fn serve(
         &mut self,
-        pumps: &mut JoinSet<PumpEnd>,
+        pump: &mut JoinSet<PumpEnd>,
     ) -> Result<std::convert::Infallible, PortEnd> {
         loop {
             let busy = self.exchange().await?;
@@ -116,11 +125,11 @@ impl Task {
                 continue;
             }
             let command = tokio::select! {
-                () = self.bell.wait(), if !self.closed => None,
+                () = self.rung.notified(), if !self.closed => None,
                 Some(command) = self.core.inbox.recv() => Some(command),
-                Some(end) = pumps.join_next() => return Err(match end {
+                Some(end) = pump.join_next() => return Err(match end {
                     Ok(end) => end.into(),
-                    Err(error) => PortEnd::Failed(format!("a pump stopped: {error}")),
+                    Err(error) => PortEnd::Failed(format!("the pump stopped: {error}")),
                 }),
             };
             self.control_rx.disarm();

@@ -1,17 +1,18 @@
-//! The pumps, which move a port's frames: two independent tasks over shared
-//! memory, one per direction, or one task over a byte stream.
+//! The pumps, which move a port's frames: one task per port.
 //!
 //! ```text
 //! guest ─ ring ───▶ [to_host]  filter ─ impairment ─▶ TAP ─▶ kernel
 //! guest ◀─── ring ─ [to_guest] impairment ◀───────── TAP ◀─ kernel
-//! guest ◀─ stream ▶ [stream]   both of these ◀─────▶ TAP ◀▶ kernel
+//!                   [shm]      both in turn, and the sleep
+//! guest ◀─ stream ▶ [stream]   the same over a byte stream
 //! ```
 //!
-//! Each works through a budget of frames, then lets others run; with nothing to
-//! do it sleeps on the guest (the doorbell, the stream) or on the TAP. The two
-//! of shared memory never wait for each other.
+//! Each direction works through a budget of frames, then lets others run; with
+//! nothing to do the task sleeps on the guest (the doorbell, the stream) and on
+//! the TAP. Neither direction waits for the other.
 
 mod kernel;
+mod shm;
 mod stream;
 mod to_guest;
 mod to_host;
@@ -31,9 +32,8 @@ use crate::impair::{Enqueued, Impair, ImpairedFrame};
 use crate::policy::{PolicyWatch, Stop};
 use crate::tap::Tap;
 
+pub(crate) use shm::{ControlWatch, ShmPump};
 pub(crate) use stream::{StreamPump, Turn};
-pub(crate) use to_guest::ToGuest;
-pub(crate) use to_host::ToHost;
 
 /// Frames moved before other tasks get their turn. At 1500 bytes a TAP call
 /// takes 1 to 2 µs, so a turn stays under 150 µs; a doorbell per turn is well

@@ -1,8 +1,8 @@
 //! Host to guest: the hot loop that reads the TAP straight into the ring.
 //!
 //! Room is reserved before the TAP is read. A full ring leaves frames with the
-//! kernel, whose queue is the only one; the pump sleeps until the guest has made
-//! room for more than one frame.
+//! kernel, whose queue is the only one. [`super::shm`] calls it in turn with the
+//! other direction, and does the sleeping.
 
 use std::time::Instant;
 
@@ -10,20 +10,16 @@ use shm_link::record::RecordWriter;
 use shm_link::ring::Arm;
 
 use super::kernel::read;
-use super::{
-    BUDGET_FRAMES, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, policy_changed, ring, rung,
-    sleep_until, tap_readable,
-};
-use crate::bell::{GuestBell, HostBell};
+use super::{BUDGET_FRAMES, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, ring};
+use crate::bell::GuestBell;
 use crate::counters::DropReason;
 use crate::filter::{HEAD_LEN, Verdict};
 use crate::impair::{Impair, ImpairedFrame};
 use crate::policy::Policy;
 
-/// The pump from a guest's TAP to its ring.
-pub(crate) struct ToGuest {
+/// The way from a guest's TAP to its ring.
+pub(super) struct ToGuest {
     frames: RecordWriter,
-    bell: HostBell,
     ring_guest: GuestBell,
     shared: PumpShared,
     stage: Impair,
@@ -34,7 +30,8 @@ pub(crate) struct ToGuest {
 }
 
 /// What a turn stopped for.
-enum Turn {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
     /// The budget is used up.
     Budget,
     /// The TAP has nothing.
@@ -46,16 +43,10 @@ enum Turn {
 }
 
 impl ToGuest {
-    pub(crate) fn new(
-        frames: RecordWriter,
-        bell: HostBell,
-        ring_guest: GuestBell,
-        shared: PumpShared,
-    ) -> Self {
+    pub(super) fn new(frames: RecordWriter, ring_guest: GuestBell, shared: PumpShared) -> Self {
         let stage = Impair::new(shared.policy.borrow().impair_to_guest.clone());
         Self {
             frames,
-            bell,
             ring_guest,
             shared,
             stage,
@@ -64,57 +55,59 @@ impl ToGuest {
         }
     }
 
-    /// Moves frames until something ends the port.
-    pub(crate) async fn run(mut self) -> PumpEnd {
-        let end = match self.pump().await {
-            Ok(never) => match never {},
-            Err(end) => end,
-        };
+    /// Moves at most a budget of frames; says why it stopped, and whether it
+    /// moved any.
+    pub(super) fn turn(&mut self, policy: &Policy) -> Result<(Turn, bool), PumpEnd> {
+        if self.stage.config() != &policy.impair_to_guest {
+            self.stage.set_config(policy.impair_to_guest.clone());
+        }
+        let mut moved = 0;
+        let stopped = self.work(policy, &mut moved);
+        self.unpublished = 0;
+        let counters = &self.shared.counters.host_to_guest;
+        ring(self.frames.publish(), &self.ring_guest, counters);
+        Ok((stopped?, moved > 0))
+    }
+
+    /// When a held frame is due.
+    pub(super) fn poll_at(&self) -> Option<Instant> {
+        self.stage.poll_at()
+    }
+
+    /// Announces sleep until the guest has made room for several frames, so that
+    /// a guest that empties the ring frame by frame does not ring for each.
+    pub(super) fn arm(&mut self, policy: &Policy) -> Result<Arm, PumpEnd> {
+        let room = (policy.max_frame_len_to_guest() * 8).min(self.frames.max_len());
+        let armed = self.frames.arm(room)?;
+        if armed == Arm::Awake && self.frames.is_peer_closed() {
+            return Err(PumpEnd::Closed);
+        }
+        Ok(armed)
+    }
+
+    /// Takes the announcement back.
+    pub(super) fn disarm(&self) {
+        self.frames.disarm();
+    }
+
+    /// Counts a wake-up.
+    pub(super) fn woken(&self) {
+        self.shared.counters.host_to_guest.wakeup();
+    }
+
+    /// Forgets what is held, and closes the ring if the guest is to see the end.
+    pub(super) fn end(mut self, closes: bool) {
         let counters = &self.shared.counters.host_to_guest;
         forget(&mut self.stage, counters);
         if self.waiting.take().is_some() {
             counters.dropped(DropReason::Closed);
         }
-        if end.closes() {
+        if closes {
             ring(self.frames.close(), &self.ring_guest, counters);
         }
-        end
     }
 
-    async fn pump(&mut self) -> Result<std::convert::Infallible, PumpEnd> {
-        loop {
-            let policy = self.shared.policy.borrow_and_update().clone();
-            if let Some(stop) = policy.stop {
-                return Err(PumpEnd::Told(stop));
-            }
-            if self.stage.config() != &policy.impair_to_guest {
-                self.stage.set_config(policy.impair_to_guest.clone());
-            }
-            let stopped = self.turn(&policy)?;
-            ring(
-                self.frames.publish(),
-                &self.ring_guest,
-                &self.shared.counters.host_to_guest,
-            );
-            match stopped {
-                Turn::Budget => {
-                    tokio::task::yield_now().await;
-                    continue;
-                }
-                Turn::TapEmpty => tokio::select! {
-                    ready = tap_readable(&self.shared.tap) => ready.map_err(PumpEnd::Tap)?,
-                    () = sleep_until(self.stage.poll_at()) => {}
-                    () = policy_changed(&mut self.shared.policy) => {}
-                },
-                Turn::RingFull => self.sleep_for_room(&policy).await?,
-                Turn::Held => policy_changed(&mut self.shared.policy).await,
-            }
-            self.shared.counters.host_to_guest.wakeup();
-        }
-    }
-
-    /// Moves at most a budget of frames.
-    fn turn(&mut self, policy: &Policy) -> Result<Turn, PumpEnd> {
+    fn work(&mut self, policy: &Policy, moved: &mut usize) -> Result<Turn, PumpEnd> {
         if !policy.ready || !policy.carrier {
             return Ok(Turn::Held);
         }
@@ -122,15 +115,16 @@ impl ToGuest {
         if impaired && !self.release()? {
             return Ok(Turn::RingFull);
         }
-        for _ in 0..BUDGET_FRAMES {
-            let moved = if impaired {
+        while *moved < BUDGET_FRAMES {
+            let stopped = if impaired {
                 self.read_aside(policy)?
             } else {
                 self.read_in_place(policy)?
             };
-            if let Some(stopped) = moved {
+            if let Some(stopped) = stopped {
                 return Ok(stopped);
             }
+            *moved += 1;
         }
         Ok(Turn::Budget)
     }
@@ -204,24 +198,5 @@ impl ToGuest {
             counters.frame_out(frame.bytes.len());
         }
         Ok(true)
-    }
-
-    /// Sleeps until the guest has made room, or closed.
-    async fn sleep_for_room(&mut self, policy: &Policy) -> Result<(), PumpEnd> {
-        // Several frames' worth, so that a guest that empties the ring frame by
-        // frame does not ring for each.
-        let room = (policy.max_frame_len_to_guest() * 8).min(self.frames.max_len());
-        if self.frames.arm(room)? == Arm::Awake {
-            if self.frames.is_peer_closed() {
-                return Err(PumpEnd::Closed);
-            }
-            return Ok(());
-        }
-        tokio::select! {
-            () = rung(&self.bell) => {}
-            () = policy_changed(&mut self.shared.policy) => {}
-        }
-        self.frames.disarm();
-        Ok(())
     }
 }

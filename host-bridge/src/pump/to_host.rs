@@ -11,87 +11,82 @@ use shm_link::record::{Record, RecordReader};
 use shm_link::ring::Arm;
 
 use super::kernel::{admit, write};
-use super::{
-    BUDGET_FRAMES, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, policy_changed, ring, rung,
-    sleep_until,
-};
-use crate::bell::{GuestBell, HostBell};
+use super::{BUDGET_FRAMES, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, ring};
+use crate::bell::GuestBell;
 use crate::counters::DropReason;
 use crate::filter::HEAD_LEN;
 use crate::impair::{Impair, ImpairedFrame};
 use crate::policy::Policy;
 use crate::tap::RawSlice;
 
-/// The pump from a guest's ring to its TAP.
-pub(crate) struct ToHost {
+/// The way from a guest's ring to its TAP.
+pub(super) struct ToHost {
     frames: RecordReader,
-    bell: HostBell,
     ring_guest: GuestBell,
     shared: PumpShared,
     stage: Impair,
 }
 
 impl ToHost {
-    pub(crate) fn new(
-        frames: RecordReader,
-        bell: HostBell,
-        ring_guest: GuestBell,
-        shared: PumpShared,
-    ) -> Self {
+    pub(super) fn new(frames: RecordReader, ring_guest: GuestBell, shared: PumpShared) -> Self {
         let stage = Impair::new(shared.policy.borrow().impair_to_host.clone());
         Self {
             frames,
-            bell,
             ring_guest,
             shared,
             stage,
         }
     }
 
-    /// Moves frames until something ends the port.
-    pub(crate) async fn run(mut self) -> PumpEnd {
-        let end = match self.pump().await {
-            Ok(never) => match never {},
-            Err(end) => end,
-        };
+    /// Moves at most a budget of frames and says how many. Before the guest has
+    /// its configuration its frames wait in its ring: nothing is lost.
+    pub(super) fn turn(&mut self, policy: &Policy) -> Result<usize, PumpEnd> {
+        if self.stage.config() != &policy.impair_to_host {
+            self.stage.set_config(policy.impair_to_host.clone());
+        }
+        if !policy.ready {
+            return Ok(0);
+        }
+        let moved = self.work(policy);
+        let counters = &self.shared.counters.guest_to_host;
+        ring(self.frames.publish(), &self.ring_guest, counters);
+        moved
+    }
+
+    /// When a held frame is due.
+    pub(super) fn poll_at(&self) -> Option<Instant> {
+        self.stage.poll_at()
+    }
+
+    /// Announces sleep until the guest sends.
+    pub(super) fn arm(&mut self) -> Result<Arm, PumpEnd> {
+        let armed = self.frames.arm()?;
+        if armed == Arm::Awake && self.frames.is_finished()? {
+            return Err(PumpEnd::Closed);
+        }
+        Ok(armed)
+    }
+
+    /// Takes the announcement back.
+    pub(super) fn disarm(&self) {
+        self.frames.disarm();
+    }
+
+    /// Counts a wake-up.
+    pub(super) fn woken(&self) {
+        self.shared.counters.guest_to_host.wakeup();
+    }
+
+    /// Forgets what is held, and closes the ring if the guest is to see the end.
+    pub(super) fn end(mut self, closes: bool) {
         let counters = &self.shared.counters.guest_to_host;
         forget(&mut self.stage, counters);
-        if end.closes() {
+        if closes {
             ring(self.frames.close(), &self.ring_guest, counters);
         }
-        end
     }
 
-    async fn pump(&mut self) -> Result<std::convert::Infallible, PumpEnd> {
-        loop {
-            let policy = self.shared.policy.borrow_and_update().clone();
-            if let Some(stop) = policy.stop {
-                return Err(PumpEnd::Told(stop));
-            }
-            if self.stage.config() != &policy.impair_to_host {
-                self.stage.set_config(policy.impair_to_host.clone());
-            }
-            if !policy.ready {
-                // Nothing is lost: the guest's frames wait in its ring.
-                policy_changed(&mut self.shared.policy).await;
-                continue;
-            }
-            let moved = self.turn(&policy)?;
-            ring(
-                self.frames.publish(),
-                &self.ring_guest,
-                &self.shared.counters.guest_to_host,
-            );
-            if moved == BUDGET_FRAMES {
-                tokio::task::yield_now().await;
-                continue;
-            }
-            self.sleep().await?;
-        }
-    }
-
-    /// Moves at most a budget of frames and says how many.
-    fn turn(&mut self, policy: &Policy) -> Result<usize, PumpEnd> {
+    fn work(&mut self, policy: &Policy) -> Result<usize, PumpEnd> {
         let counters = &self.shared.counters.guest_to_host;
         let impaired = !self.stage.is_transparent();
         let (mut moved, mut held) = (0, 0);
@@ -145,24 +140,6 @@ impl ToHost {
             }
         }
         Ok(moved)
-    }
-
-    /// Sleeps until the guest rings, a held frame is due, or the policy changes.
-    async fn sleep(&mut self) -> Result<(), PumpEnd> {
-        if self.frames.arm()? == Arm::Awake {
-            if self.frames.is_finished()? {
-                return Err(PumpEnd::Closed);
-            }
-            return Ok(());
-        }
-        tokio::select! {
-            () = rung(&self.bell) => {}
-            () = sleep_until(self.stage.poll_at()) => {}
-            () = policy_changed(&mut self.shared.policy) => {}
-        }
-        self.frames.disarm();
-        self.shared.counters.guest_to_host.wakeup();
-        Ok(())
     }
 }
 

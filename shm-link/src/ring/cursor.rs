@@ -122,6 +122,30 @@ pub enum Arm {
     Awake,
 }
 
+/// Sees when a half that announced sleep is to wake up, without being that half.
+/// One task may so wait for the doorbell for several.
+pub struct Watch<'a> {
+    /// The other side, which the half waits for.
+    side: &'a Side,
+    wait: &'a AtomicU64,
+}
+
+impl Watch<'_> {
+    /// Whether the half has announced sleep, and what it waits for is there. It
+    /// may have been seen already, so this may come again until the half takes
+    /// its announcement back.
+    #[inline]
+    pub fn is_due(&self) -> bool {
+        // ORDERING: a hint. Who is woken by it reloads the cursor with Acquire;
+        // what is missed here is seen after the doorbell, whose ring comes
+        // behind the store.
+        let wait = self.wait.load(Ordering::Relaxed);
+        wait != 0
+            && (self.side.cursor.load(Ordering::Relaxed) >= wait
+                || self.side.closed.load(Ordering::Relaxed) != 0)
+    }
+}
+
 /// The producer's half.
 pub struct TxCursor<'a> {
     header: &'a RingHeader,
@@ -262,6 +286,14 @@ impl<'a> TxCursor<'a> {
         self.header.producer_wait.0.store(0, Ordering::Relaxed);
     }
 
+    /// Watches this half's sleep.
+    pub fn watch(&self) -> Watch<'a> {
+        Watch {
+            side: &self.header.consumer.0,
+            wait: &self.header.producer_wait.0,
+        }
+    }
+
     /// Publishes what was written, then says that nothing follows.
     pub fn close(&mut self) -> Wake {
         let wake = self.publish();
@@ -322,6 +354,14 @@ impl<'a> RxCursor<'a> {
         // ORDERING: Release pairs with the Acquire in `TxCursor::is_peer_closed`.
         header.consumer.0.closed.store(0, Ordering::Release);
         Ok(this)
+    }
+
+    /// Watches this half's sleep.
+    pub fn watch(&self) -> Watch<'a> {
+        Watch {
+            side: &self.header.producer.0,
+            wait: &self.header.consumer_wait.0,
+        }
     }
 
     /// Where the next byte to read is.

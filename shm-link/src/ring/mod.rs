@@ -56,10 +56,10 @@ struct Memory {
     data: NonNull<u8>,
     mask: u64,
     /// Keeps header and data mapped.
-    _region: Region,
+    region: Region,
 }
 
-// SAFETY: `data` points into `_region`, which may be used from any thread; the
+// SAFETY: `data` points into `region`, which may be used from any thread; the
 // halves are moved whole and used through `&mut`.
 unsafe impl Send for Memory {}
 
@@ -90,7 +90,7 @@ impl Memory {
             Self {
                 data,
                 mask: capacity as u64 - 1,
-                _region: region,
+                region,
             },
         ))
     }
@@ -108,6 +108,24 @@ impl Memory {
             unsafe { self.data.add(offset as usize) },
             self.capacity() - offset,
         )
+    }
+}
+
+/// Sees when a half that announced sleep is to wake up, without being that half.
+/// One task may so wait for the doorbell for several.
+pub struct RingWatch {
+    watch: cursor::Watch<'static>,
+    /// Keeps the header mapped.
+    _region: Region,
+}
+
+impl RingWatch {
+    /// Whether the half has announced sleep, and what it waits for is there. It
+    /// may say so again until the half takes its announcement back. The peer can
+    /// make it say anything: it is a reason to look, and no more.
+    #[inline]
+    pub fn is_due(&self) -> bool {
+        self.watch.is_due()
     }
 }
 
@@ -133,6 +151,14 @@ impl Producer {
     /// Data bytes in the ring.
     pub fn capacity(&self) -> usize {
         self.memory.capacity() as usize
+    }
+
+    /// Watches this half's sleep.
+    pub fn watch(&self) -> RingWatch {
+        RingWatch {
+            watch: self.cursor.watch(),
+            _region: self.memory.region.clone(),
+        }
     }
 
     /// The cursor: bytes written since the ring was made.
@@ -307,6 +333,14 @@ impl Consumer {
     /// Data bytes in the ring.
     pub fn capacity(&self) -> usize {
         self.memory.capacity() as usize
+    }
+
+    /// Watches this half's sleep.
+    pub fn watch(&self) -> RingWatch {
+        RingWatch {
+            watch: self.cursor.watch(),
+            _region: self.memory.region.clone(),
+        }
     }
 
     /// The cursor: bytes read since the ring was made.

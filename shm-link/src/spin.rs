@@ -1,0 +1,114 @@
+//! How long to look for work before going to sleep.
+//!
+//! Waking somebody on another processor costs some 10 µs and more in a virtual
+//! machine; a peer that answers within that time is better waited for awake. So
+//! whoever has nothing to do looks again for a while, but only where that has
+//! lately paid off: [`Spin`] learns from how long it had to wait for work, as the
+//! halt polling of hypervisors does. On an idle link it costs nothing.
+//!
+//! Decides only. The owner has the clock, looks, and sleeps.
+
+use core::time::Duration;
+
+/// Learns how long to look for work before going to sleep.
+///
+/// Time is what has passed since any fixed moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spin {
+    /// The longest that it looks.
+    limit: Duration,
+    /// How long it looks now.
+    window: Duration,
+    /// Since when there has been nothing to do.
+    idle_since: Option<Duration>,
+}
+
+impl Spin {
+    /// Looks for `limit` at most before each sleep; [`Duration::ZERO`] never
+    /// looks twice.
+    pub const fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            window: Duration::ZERO,
+            idle_since: None,
+        }
+    }
+
+    /// There was something to do. Work that came within the limit makes the next
+    /// wait one of looking; each that came later halves the time, down to none.
+    #[inline]
+    pub fn worked(&mut self, now: Duration) {
+        let Some(since) = self.idle_since.take() else {
+            return;
+        };
+        if now.saturating_sub(since) <= self.limit {
+            self.window = self.limit;
+        } else if self.window <= self.limit / 4 {
+            self.window = Duration::ZERO;
+        } else {
+            self.window /= 2;
+        }
+    }
+
+    /// There is nothing to do: whether to look again instead of sleeping.
+    #[inline]
+    pub fn looks_again(&mut self, now: Duration) -> bool {
+        let since = *self.idle_since.get_or_insert(now);
+        now.saturating_sub(since) < self.window
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_micros(40);
+
+    fn at(us: u64) -> Duration {
+        Duration::from_micros(us)
+    }
+
+    /// Looks from `from` on until it would sleep.
+    fn looks_for(spin: &mut Spin, from: u64) -> u64 {
+        (from..).find(|now| !spin.looks_again(at(*now))).unwrap() - from
+    }
+
+    #[test]
+    fn it_sleeps_at_once_until_work_has_come_soon() {
+        let mut spin = Spin::new(LIMIT);
+        assert_eq!(looks_for(&mut spin, 100), 0);
+        spin.worked(at(120));
+        assert_eq!(looks_for(&mut spin, 200), 40);
+    }
+
+    #[test]
+    fn work_that_comes_late_ends_the_looking_within_three_times() {
+        let mut spin = Spin::new(LIMIT);
+        spin.looks_again(at(0));
+        spin.worked(at(1));
+        let mut looked = 0;
+        for round in 1..10 {
+            looked += looks_for(&mut spin, round * 1000);
+            spin.worked(at(round * 1000 + 500));
+        }
+        assert_eq!(looked, 40 + 20 + 10);
+    }
+
+    #[test]
+    fn without_a_limit_it_never_looks_twice() {
+        let mut spin = Spin::new(Duration::ZERO);
+        for now in [0, 0, 1, 1] {
+            assert!(!spin.looks_again(at(now)));
+            spin.worked(at(now));
+        }
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_does_no_harm() {
+        let mut spin = Spin::new(LIMIT);
+        spin.looks_again(at(1000));
+        spin.worked(at(0));
+        assert!(spin.looks_again(at(1000)));
+        assert!(spin.looks_again(at(0)));
+    }
+}
