@@ -1,52 +1,115 @@
 //! `bench`: runs the comparisons and prints a table, and a JSON line per case.
+//! `scripts/bench.sh` builds what it needs and calls it.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use bench::report::{Case, heading};
-use bench::ring::Ring;
-use clap::Parser;
+use bench::measure::{Plan, Runner};
+use bench::peer::Peer;
+use bench::report::heading;
+use bench::{Result, case};
+use clap::{Parser, Subcommand};
+use host_bridge::namespace::enter_private_network;
 
-/// Measures this project beside its peers, pair by pair.
+/// Measures this project beside its peers, pair by pair, in a private network.
 #[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Options {
-    /// Pairs per case.
-    #[arg(long, default_value_t = 5)]
-    pairs: usize,
-    /// Milliseconds per run.
-    #[arg(long, default_value_t = 400)]
-    time_ms: u64,
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// About two minutes: few and short pairs (the default).
+    #[arg(long)]
+    quick: bool,
+    /// More and longer pairs.
+    #[arg(long, conflicts_with = "quick")]
+    full: bool,
+    /// Pairs per case, instead of what the mode says.
+    #[arg(long)]
+    pairs: Option<usize>,
+    /// Milliseconds per run, instead of what the mode says.
+    #[arg(long)]
+    time_ms: Option<u64>,
     /// Where to write a JSON line per case.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Name the comparisons and run none.
+    #[arg(long)]
+    list: bool,
+    /// Only comparisons in whose name or peer's name one of these occurs; words
+    /// joined by + must all occur.
+    filters: Vec<String>,
 }
 
-fn main() -> std::io::Result<()> {
+#[derive(Subcommand)]
+enum Command {
+    /// A peer's program; the benchmark starts these itself.
+    #[command(subcommand, hide = true)]
+    Peer(Peer),
+}
+
+fn main() -> ExitCode {
     let options = Options::parse();
-    let mut json = options.json.as_ref().map(File::create).transpose()?;
-    println!("{}", heading());
-    let time = Duration::from_millis(options.time_ms);
-    for len in [64, 1514, 65_000] {
-        for peer in [Ring::Rtrb, Ring::Ringbuf, Ring::Bbqueue] {
-            let rate = |ring: Ring| ring.rate(len, time) / 1e6;
-            // One of each first, uncounted: page faults, frequencies.
-            rate(Ring::ShmLink);
-            let pairs: Vec<_> = (0..options.pairs)
-                .map(|_| (rate(Ring::ShmLink), rate(peer)))
-                .collect();
-            let case = Case::from_pairs(
-                &format!("ring, {len} byte frames"),
-                "Mframe/s",
-                peer.name(),
-                &pairs,
-            );
-            println!("{}", case.row());
-            if let Some(json) = &mut json {
-                writeln!(json, "{}", serde_json::to_string(&case)?)?;
-            }
+    let ended = match &options.command {
+        Some(Command::Peer(peer)) => peer.run().map(|()| true),
+        None => run(&options),
+    };
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
         }
     }
-    Ok(())
+}
+
+/// Says whether every comparison gave a figure.
+fn run(options: &Options) -> Result<bool> {
+    let mut comparisons = case::all();
+    comparisons.retain(|comparison| {
+        let text = format!("{} | {}", comparison.name, comparison.peer_name);
+        chosen(&text, &options.filters)
+    });
+    if options.list {
+        for comparison in comparisons {
+            println!("{} | {}", comparison.name, comparison.peer_name);
+        }
+        return Ok(true);
+    }
+    if comparisons.is_empty() {
+        return Err("no comparison has such a name; --list names them".into());
+    }
+    let (pairs, time_ms) = if options.full { (7, 1000) } else { (3, 300) };
+    let plan = Plan {
+        pairs: options.pairs.unwrap_or(pairs).max(1),
+        time: Duration::from_millis(options.time_ms.unwrap_or(time_ms)),
+    };
+    let json = options.json.as_ref().map(File::create).transpose()?;
+    enter_private_network()?;
+    println!("{}", heading());
+    let mut runner = Runner::new(plan, json);
+    runner.run(comparisons)?;
+    Ok(runner.failed() == 0)
+}
+
+/// Whether a comparison's name is asked for.
+fn chosen(text: &str, filters: &[String]) -> bool {
+    let all_in = |filter: &String| filter.split('+').all(|word| text.contains(word));
+    filters.is_empty() || filters.iter().any(all_in)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_with_a_plus_wants_every_word() {
+        let filters = ["bulk+veth".to_owned(), "ring".to_owned()];
+        assert!(chosen("bulk v4 | kernel over veth", &filters));
+        assert!(chosen("ring", &filters));
+        assert!(!chosen("bulk v4 | relay", &filters));
+        assert!(chosen("anything", &[]));
+    }
 }

@@ -5,6 +5,8 @@
 //! and the word is the state, mixed: `z ^= z >> 30; z *= 0xbf58476d1ce4e5b9;
 //! z ^= z >> 27; z *= 0x94d049bb133111eb; z ^= z >> 31`, all modulo 2^64.
 
+use alloc::vec::Vec;
+
 /// An endless pattern.
 #[derive(Debug, Clone)]
 pub struct Pattern {
@@ -54,9 +56,80 @@ impl Pattern {
     }
 }
 
+/// Period of [`Ramp`], prime, so that no size of buffer or segment hides a loss.
+const PERIOD: usize = 251;
+
+/// A pattern that costs next to nothing: byte number `n` of the stream is
+/// `n mod 251`. For measurements, which are not about the pattern.
+#[derive(Debug, Clone)]
+pub struct Ramp {
+    /// As many periods as fill a large write, and one more to begin in.
+    table: Vec<u8>,
+    /// Bytes given out, or checked.
+    position: u64,
+}
+
+impl Ramp {
+    /// The ramp from its first byte, in pieces of at most `longest` bytes.
+    pub fn new(longest: usize) -> Self {
+        let bytes = (0..longest + PERIOD).map(|n| (n % PERIOD) as u8);
+        Self {
+            table: bytes.collect(),
+            position: 0,
+        }
+    }
+
+    /// The next bytes, as many as one piece may have.
+    pub fn next_piece(&self) -> &[u8] {
+        let start = self.phase(self.position);
+        &self.table[start..start + self.table.len() - PERIOD]
+    }
+
+    /// So many of them were sent.
+    pub fn advance(&mut self, bytes: usize) {
+        self.position += bytes as u64;
+    }
+
+    /// Whether the first and the last byte of a piece are the ones that come
+    /// next, which a lost, doubled or swapped piece is not; then goes on behind it.
+    #[must_use]
+    pub fn continues(&mut self, piece: &[u8]) -> bool {
+        let (Some(first), Some(last)) = (piece.first(), piece.last()) else {
+            return true;
+        };
+        let end = self.position + piece.len() as u64;
+        let right = usize::from(*first) == self.phase(self.position)
+            && usize::from(*last) == self.phase(end - 1);
+        self.position = end;
+        right
+    }
+
+    /// Bytes given out, or checked.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn phase(&self, position: u64) -> usize {
+        (position % PERIOD as u64) as usize
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ramp_continues_itself_and_nothing_else() {
+        let (mut from, mut to) = (Ramp::new(1000), Ramp::new(1000));
+        for len in [1000, 1, 700, 251, 3] {
+            let piece = from.next_piece()[..len].to_vec();
+            from.advance(len);
+            assert!(to.continues(&piece));
+        }
+        assert_eq!(to.position(), 1955);
+        from.advance(100);
+        assert!(!to.continues(&from.next_piece()[..10]));
+    }
 
     #[test]
     fn the_words_are_those_of_splitmix64() {

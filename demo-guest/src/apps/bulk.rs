@@ -1,4 +1,6 @@
-//! Bulk transfer with a check: a sink that hashes, a source of a known pattern.
+//! Bulk transfer with a check: a sink that hashes, a source of a known pattern;
+//! and a sink and a source that check little, because hashing would be what is
+//! measured.
 
 use alloc::format;
 use alloc::string::String;
@@ -11,10 +13,12 @@ use guest_stack::tcp::stream::Shutdown;
 use sha2::{Digest, Sha256};
 use shm_link::link::Link;
 
-use crate::pattern::Pattern;
+use crate::pattern::{Pattern, Ramp};
 
 /// Longest request line of the source.
 const MAX_LINE: usize = 64;
+/// Longest read and write of the measured services.
+const PIECE: usize = 64 << 10;
 
 /// Reads to the end and answers how much it was, and its SHA-256.
 pub(super) async fn sink<L: Link, P: Platform>(stream: TcpStream<L, P>) {
@@ -58,6 +62,31 @@ pub(super) async fn source<L: Link, P: Platform>(stream: TcpStream<L, P>) {
         left -= n as u64;
     }
     let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// Reads a [`Ramp`] to its end and answers how much it was, or says where a byte was
+/// not the next.
+pub(super) async fn count<L: Link, P: Platform>(stream: TcpStream<L, P>) {
+    let mut buffer = vec![0; PIECE];
+    let mut ramp = Ramp::new(0);
+    let answer = loop {
+        match stream.recv(&mut buffer).await {
+            Ok(0) => break format!("{}\n", ramp.position()),
+            Ok(n) if ramp.continues(&buffer[..n]) => {}
+            Ok(_) => break format!("wrong bytes before {}\n", ramp.position()),
+            Err(_) => return,
+        }
+    };
+    let _ = stream.send_all(answer.as_bytes()).await;
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// Sends a [`Ramp`] for as long as somebody takes it.
+pub(super) async fn endless<L: Link, P: Platform>(stream: TcpStream<L, P>) {
+    let mut ramp = Ramp::new(PIECE);
+    while let Ok(n) = stream.send(ramp.next_piece()).await {
+        ramp.advance(n);
+    }
 }
 
 async fn request<L: Link, P: Platform>(stream: &TcpStream<L, P>) -> Option<(u64, u64)> {

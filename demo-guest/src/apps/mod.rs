@@ -41,6 +41,8 @@ where
     serve(network, spawner, 7, echo::serve)?;
     serve(network, spawner, 5001, bulk::sink)?;
     serve(network, spawner, 5002, bulk::source)?;
+    serve(network, spawner, 5003, bulk::count)?;
+    serve(network, spawner, 5004, bulk::endless)?;
     iperf3::start(network, spawner)?;
     echo::datagrams(network, spawner)
 }

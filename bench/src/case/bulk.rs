@@ -1,0 +1,152 @@
+//! Bulk TCP between the kernel and a target.
+
+use std::time::Duration;
+
+use crate::Result;
+use crate::client::bulk::{receive, send, several};
+use crate::measure::Comparison;
+use crate::peer::smoltcp::On;
+use crate::report::{Metric, Path};
+use crate::service::Service;
+use crate::target::{Direct, Ours, Setup, Target, Version};
+
+/// Which way the bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ToGuest,
+    FromGuest,
+}
+
+use Direction::{FromGuest, ToGuest};
+use Version::{V4, V6};
+
+const OURS: Ours = Ours {
+    offloads: true,
+    mtu: 1500,
+};
+
+pub(super) fn comparisons() -> Vec<Comparison> {
+    let mut all = Vec::new();
+    for version in [V4, V6] {
+        for direction in [ToGuest, FromGuest] {
+            all.push(against(OURS, version, direction, 1, Some(0.8), |service| {
+                direct(On::OffloadedTap, service)
+            }));
+        }
+    }
+    for version in [V4, V6] {
+        for direction in [ToGuest, FromGuest] {
+            all.push(against(OURS, version, direction, 1, Some(4.0), |service| {
+                direct(On::PlainTap, service)
+            }));
+        }
+    }
+    let plain = Ours {
+        offloads: false,
+        ..OURS
+    };
+    for direction in [ToGuest, FromGuest] {
+        all.push(against(plain, V4, direction, 1, Some(0.8), |service| {
+            direct(On::PlainTap, service)
+        }));
+    }
+    for direction in [ToGuest, FromGuest] {
+        all.push(against(OURS, V4, direction, 1, None, |_| Setup::Veth));
+        all.push(against(OURS, V4, direction, 1, None, |_| Setup::Relay {
+            offloads: true,
+            spin: false,
+        }));
+    }
+    all
+}
+
+fn direct(on: On, service: Service) -> Setup {
+    Setup::Smoltcp(Direct {
+        on,
+        service,
+        sockets: 16,
+        buffer_bytes: 262_143,
+        spin: false,
+    })
+}
+
+/// Ours beside a peer that offers the service.
+fn against(
+    ours: Ours,
+    version: Version,
+    direction: Direction,
+    streams: usize,
+    goal: Option<f64>,
+    peer: impl Fn(Service) -> Setup,
+) -> Comparison {
+    let service = match direction {
+        ToGuest => Service::Count,
+        FromGuest => Service::Endless,
+    };
+    let name = name(ours, version, direction, streams);
+    let metric = Metric::more(&name, "Gbit/s").goal(goal);
+    let measure =
+        move |target: &mut Target, time| throughput(target, version, direction, streams, time);
+    let comparison = Comparison::of_targets(
+        name,
+        Setup::Ours(ours),
+        peer(service),
+        vec![metric],
+        measure,
+    );
+    if ours.offloads {
+        return comparison;
+    }
+    comparison.checked(no_super_frames)
+}
+
+fn name(ours: Ours, version: Version, direction: Direction, streams: usize) -> String {
+    let version = match version {
+        V4 => "v4",
+        V6 => "v6",
+    };
+    let direction = match direction {
+        ToGuest => "to guest",
+        FromGuest => "from guest",
+    };
+    let mut name = format!("bulk {version} {direction}");
+    if streams != 1 {
+        name += &format!(", {streams} streams");
+    }
+    if ours.mtu != 1500 {
+        name += &format!(", MTU {}", ours.mtu);
+    }
+    if !ours.offloads {
+        name += ", no offloads";
+    }
+    name
+}
+
+fn throughput(
+    target: &mut Target,
+    version: Version,
+    direction: Direction,
+    streams: usize,
+    time: Duration,
+) -> Result<Vec<f64>> {
+    let moved = match direction {
+        ToGuest => several(streams, time, target.address(version, Service::Count), send),
+        FromGuest => several(
+            streams,
+            time,
+            target.address(version, Service::Endless),
+            receive,
+        ),
+    }?;
+    Ok(vec![moved.gbit()])
+}
+
+fn no_super_frames(path: &Path) -> std::result::Result<(), String> {
+    let largest = path.to_target.max(path.from_target);
+    if largest <= 1514.0 {
+        return Ok(());
+    }
+    Err(format!(
+        "packets of {largest} bytes on the way, on average, without offloads"
+    ))
+}

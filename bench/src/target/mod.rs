@@ -1,0 +1,246 @@
+//! Something to measure: ours or a peer, running, with addresses that the clients
+//! in this process's network namespace can reach.
+//!
+//! Each kind of target has a file that starts it. Everything a target makes lives
+//! in this process's namespace or its children's, and goes with them.
+
+mod kernel;
+mod ours;
+mod smoltcp;
+pub mod tools;
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+
+use host_bridge::admin::AdminClient;
+use host_bridge::child::Helper;
+
+use crate::Result;
+use crate::peer::smoltcp::On;
+use crate::report::Path;
+use crate::service::Service;
+
+/// What can be started. Two that are equal are the same target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Setup {
+    /// Our bridge and one guest.
+    Ours(Ours),
+    /// The kernel in another namespace, over veth.
+    Veth,
+    /// smoltcp in one process on a TAP.
+    Smoltcp(Direct),
+    /// The kernel in another namespace, behind two TAPs and a relay.
+    Relay {
+        /// With virtio headers.
+        offloads: bool,
+        /// The relay never sleeps.
+        spin: bool,
+    },
+}
+
+/// How ours is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ours {
+    /// Whether checksums and segmentation may be left to others.
+    pub offloads: bool,
+    /// Longest packet.
+    pub mtu: u16,
+}
+
+/// smoltcp on a TAP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Direct {
+    /// What it stands on.
+    pub on: On,
+    /// What it serves: one service, to keep its set of sockets short.
+    pub service: Service,
+    /// How many sockets do that.
+    pub sockets: usize,
+    /// Bytes of each of their buffers.
+    pub buffer_bytes: usize,
+    /// Whether it spins while a client is there.
+    pub spin: bool,
+}
+
+impl Setup {
+    /// Starts it and waits until it can be reached.
+    ///
+    /// Call it on the main thread: the children end with the thread that starts
+    /// them.
+    ///
+    /// # Errors
+    /// What is missing, in words.
+    pub fn start(self) -> Result<Target> {
+        match self {
+            Self::Ours(options) => ours::start(options),
+            Self::Veth => kernel::over_veth(),
+            Self::Smoltcp(options) => smoltcp::start(options),
+            Self::Relay { offloads, spin } => kernel::behind_relay(offloads, spin),
+        }
+    }
+
+    /// What to call it in a table.
+    pub fn name(self) -> String {
+        match self {
+            Self::Ours(_) => "ours".to_owned(),
+            Self::Veth => "kernel over veth".to_owned(),
+            Self::Smoltcp(Direct { on, spin, .. }) => {
+                let on = match on {
+                    On::PlainTap => "its own TAP device",
+                    On::OffloadedTap => "an offloaded TAP",
+                };
+                format!("smoltcp on {on}{}", if spin { ", spinning" } else { "" })
+            }
+            Self::Relay { offloads, spin } => {
+                let with = if offloads { "offloaded " } else { "" };
+                let spin = if spin { ", spinning" } else { "" };
+                format!("two {with}TAPs relayed{spin}")
+            }
+        }
+    }
+}
+
+/// A running target. Dropping it ends its processes, and with them the rest.
+#[derive(Debug)]
+pub struct Target {
+    /// Where its services are, over IPv4.
+    pub v4: IpAddr,
+    /// The same over IPv6.
+    pub v6: IpAddr,
+    /// The interface that its frames pass, and in whose namespace.
+    pub interface: Interface,
+    /// The processes, by role.
+    pub processes: Vec<(&'static str, Helper)>,
+    /// The daemon, where there is one to ask.
+    pub admin: Option<AdminClient>,
+}
+
+/// An interface whose counters tell what passed.
+#[derive(Debug, Clone)]
+pub struct Interface {
+    /// The namespace: a process in it.
+    pub pid: u32,
+    /// Its name there.
+    pub name: String,
+    /// Whether the kernel sends towards the target here (else it receives).
+    pub faces_target: bool,
+}
+
+/// What passed an interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets and bytes to the target.
+    pub to_target: (u64, u64),
+    /// Packets and bytes from the target.
+    pub from_target: (u64, u64),
+}
+
+impl Traffic {
+    /// What passed since an earlier look.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        let minus = |a: (u64, u64), b: (u64, u64)| (a.0 - b.0, a.1 - b.1);
+        Self {
+            to_target: minus(self.to_target, before.to_target),
+            from_target: minus(self.from_target, before.from_target),
+        }
+    }
+
+    /// Mean sizes.
+    pub fn path(self) -> Path {
+        let mean = |(packets, bytes): (u64, u64)| bytes as f64 / packets.max(1) as f64;
+        Path {
+            to_target: mean(self.to_target),
+            from_target: mean(self.from_target),
+        }
+    }
+}
+
+impl std::iter::Sum for Traffic {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        let plus = |a: (u64, u64), b: (u64, u64)| (a.0 + b.0, a.1 + b.1);
+        all.fold(Self::default(), |sum, one| Self {
+            to_target: plus(sum.to_target, one.to_target),
+            from_target: plus(sum.from_target, one.from_target),
+        })
+    }
+}
+
+impl Target {
+    /// Where a service is.
+    pub fn address(&self, version: Version, service: Service) -> SocketAddr {
+        let address = match version {
+            Version::V4 => self.v4,
+            Version::V6 => self.v6,
+        };
+        SocketAddr::new(address, service.port())
+    }
+
+    /// What passed its interface so far.
+    ///
+    /// # Errors
+    /// If the interface is gone.
+    pub fn traffic(&self) -> Result<Traffic> {
+        let Interface {
+            pid,
+            name,
+            faces_target,
+        } = &self.interface;
+        let text = fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
+        let traffic = parse_traffic(&text, name).ok_or_else(|| format!("no interface {name}"))?;
+        Ok(match faces_target {
+            true => traffic,
+            false => Traffic {
+                to_target: traffic.from_target,
+                from_target: traffic.to_target,
+            },
+        })
+    }
+
+    /// The process of this role.
+    pub fn pid(&mut self, role: &str) -> Option<u32> {
+        let found = self.processes.iter_mut().find(|(name, _)| *name == role);
+        found.map(|(_, helper)| helper.child_mut().id())
+    }
+}
+
+/// Reads one line of `/proc/net/dev`, of an interface that faces the target.
+fn parse_traffic(text: &str, name: &str) -> Option<Traffic> {
+    let line = text
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix(name)?.strip_prefix(':'))?;
+    let numbers: Vec<u64> = line
+        .split_whitespace()
+        .map(|word| word.parse().ok())
+        .collect::<Option<_>>()?;
+    // Received: bytes, packets, and six more; then the same for sent.
+    Some(Traffic {
+        from_target: (*numbers.get(1)?, *numbers.first()?),
+        to_target: (*numbers.get(9)?, *numbers.get(8)?),
+    })
+}
+
+/// An IP version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Version {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_and_bytes_are_read_from_the_line_of_the_interface() {
+        let text = "Inter-|   Receive  |  Transmit\n face |bytes packets\n  \
+                    tap1: 9 8 0 0 0 0 0 0 7 6 0 0 0 0 0 0\n    \
+                    tap: 1000 10 0 0 0 0 0 0 400 4 0 0 0 0 0 0\n";
+        let traffic = parse_traffic(text, "tap").unwrap();
+        assert_eq!(traffic.from_target, (10, 1000));
+        assert_eq!(traffic.to_target, (4, 400));
+        assert_eq!(parse_traffic(text, "tap2"), None);
+    }
+}

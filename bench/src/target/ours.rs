@@ -1,0 +1,101 @@
+//! Ours: `host-bridge run` and one `demo-guest`, each a process of its own, and a
+//! TAP in this namespace.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use host_bridge::admin::AdminClient;
+use host_bridge::child::Helper;
+use host_bridge::port::{PortState, PortStatus};
+
+use super::tools::{reachable, until_ok};
+use super::{Interface, Ours, Target, Version};
+use crate::Result;
+use crate::service::Service;
+
+/// Abstract sockets: they live in this network namespace and go with it.
+const SOCKET: &str = "@bench";
+const ADMIN: &str = "@bench-admin";
+
+/// Starts the daemon and one guest.
+pub(super) fn start(options: Ours) -> Result<Target> {
+    let mtu = options.mtu.to_string();
+    let mut words = vec!["--mtu", &mtu, "--max-guests", "64"];
+    if !options.offloads {
+        words.push("--no-offloads");
+    }
+    let daemon = daemon(&words)?;
+    let admin = AdminClient::new(ADMIN.parse()?);
+    until_ok("the daemon", || admin.status(None))?;
+    let guest = guest("bench")?;
+    let port = until_ok("the guest", || running(&admin))?;
+    let address = |wanted: fn(&IpAddr) -> bool| -> Result<IpAddr> {
+        let all = port.addresses.iter();
+        let mut parsed = all.filter_map(|text| text.split('/').next()?.parse().ok());
+        Ok(parsed.find(wanted).ok_or("the guest lacks an address")?)
+    };
+    let target = Target {
+        v4: address(IpAddr::is_ipv4)?,
+        v6: address(IpAddr::is_ipv6)?,
+        interface: Interface {
+            pid: std::process::id(),
+            name: port.tap.clone(),
+            faces_target: true,
+        },
+        processes: vec![("daemon", daemon), ("guest", guest)],
+        admin: Some(admin),
+    };
+    reachable(target.address(Version::V4, Service::Echo))?;
+    reachable(target.address(Version::V6, Service::Echo))?;
+    Ok(target)
+}
+
+/// Starts a daemon with these flags.
+pub(super) fn daemon(words: &[&str]) -> Result<Helper> {
+    let mut command = Command::new(program("host-bridge")?);
+    command.args(["run", "--socket", SOCKET, "--admin", ADMIN]);
+    command.args(words);
+    spawn(command)
+}
+
+/// Starts a guest.
+pub(super) fn guest(name: &str) -> Result<Helper> {
+    let mut command = Command::new(program("demo-guest")?);
+    command.args(["--socket", SOCKET, "--once", "--name", name]);
+    spawn(command)
+}
+
+fn spawn(mut command: Command) -> Result<Helper> {
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    if std::env::var_os("RUST_LOG").is_none() {
+        command.env("RUST_LOG", "warn");
+    }
+    let words = format!("{command:?}");
+    Ok(Helper::spawn(command).map_err(|error| format!("{words}: {error}"))?)
+}
+
+/// The program beside this one, or the one that the environment names.
+fn program(name: &str) -> Result<PathBuf> {
+    let variable = name.to_uppercase().replace('-', "_");
+    let path = match std::env::var_os(&variable) {
+        Some(path) => path.into(),
+        None => std::env::current_exe()?.with_file_name(name),
+    };
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(format!(
+        "there is no {}: build it with `cargo build --release -p {name}`, or set {variable}",
+        path.display()
+    )
+    .into())
+}
+
+fn running(admin: &AdminClient) -> Result<PortStatus> {
+    let ports = admin.status(None)?;
+    let port = ports
+        .into_iter()
+        .find(|port| port.state == PortState::Running);
+    Ok(port.ok_or("no guest runs yet")?)
+}
