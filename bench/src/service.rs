@@ -7,9 +7,9 @@ use std::str::FromStr;
 /// What a server does with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Service {
-    /// Reads a ramp to its end and answers how much it was.
+    /// Reads a cycle to its end and answers how much it was.
     Count,
-    /// Sends a ramp until the client goes.
+    /// Sends a cycle until the client goes.
     Endless,
     /// Sends back what comes.
     Echo,

@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use demo_guest::pattern::Ramp;
+use demo_guest::pattern::Cycle;
 
 use crate::Result;
 
@@ -37,17 +37,17 @@ impl Moved {
 /// A connection that breaks; a server that counted otherwise.
 pub fn send(to: SocketAddr, time: Duration) -> Result<Moved> {
     let mut stream = connect(to)?;
-    let mut ramp = Ramp::new(PIECE);
+    let mut cycle = Cycle::new(PIECE);
     let start = Instant::now();
     while start.elapsed() < time {
-        let n = stream.write(ramp.next_piece())?;
-        ramp.advance(n);
+        let n = stream.write(cycle.next_piece())?;
+        cycle.advance(n);
     }
     stream.shutdown(Shutdown::Write)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let elapsed = start.elapsed();
-    let bytes = ramp.position();
+    let bytes = cycle.position();
     match answer.trim().parse::<u64>() {
         Ok(counted) if counted == bytes => Ok(Moved { bytes, elapsed }),
         _ => Err(format!("{to} was sent {bytes} bytes, and says {:?}", answer.trim()).into()),
@@ -61,19 +61,19 @@ pub fn send(to: SocketAddr, time: Duration) -> Result<Moved> {
 pub fn receive(from: SocketAddr, time: Duration) -> Result<Moved> {
     let mut stream = connect(from)?;
     let mut buffer = vec![0; PIECE];
-    let mut ramp = Ramp::new(0);
+    let mut cycle = Cycle::new(0);
     let start = Instant::now();
     while start.elapsed() < time {
         let n = stream.read(&mut buffer)?;
         if n == 0 {
-            return Err(format!("{from} stopped after {} bytes", ramp.position()).into());
+            return Err(format!("{from} stopped after {} bytes", cycle.position()).into());
         }
-        if !ramp.continues(&buffer[..n]) {
-            return Err(format!("{from} sent wrong bytes before {}", ramp.position()).into());
+        if !cycle.continues(&buffer[..n]) {
+            return Err(format!("{from} sent wrong bytes before {}", cycle.position()).into());
         }
     }
     Ok(Moved {
-        bytes: ramp.position(),
+        bytes: cycle.position(),
         elapsed: start.elapsed(),
     })
 }

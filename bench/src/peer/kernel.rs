@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
 use std::thread;
 
-use demo_guest::pattern::Ramp;
+use demo_guest::pattern::Cycle;
 use host_bridge::namespace::enter_private_network;
 use socket2::{Domain, Socket, Type};
 
@@ -63,23 +63,23 @@ fn serve(listener: &TcpListener, service: Service) {
 
 fn count(mut stream: TcpStream) -> std::io::Result<()> {
     let mut buffer = vec![0; PIECE];
-    let mut ramp = Ramp::new(0);
+    let mut cycle = Cycle::new(0);
     loop {
         let n = stream.read(&mut buffer)?;
         if n == 0 {
-            return writeln!(stream, "{}", ramp.position());
+            return writeln!(stream, "{}", cycle.position());
         }
-        if !ramp.continues(&buffer[..n]) {
-            return writeln!(stream, "wrong bytes before {}", ramp.position());
+        if !cycle.continues(&buffer[..n]) {
+            return writeln!(stream, "wrong bytes before {}", cycle.position());
         }
     }
 }
 
 fn endless(mut stream: TcpStream) -> std::io::Result<()> {
-    let mut ramp = Ramp::new(PIECE);
+    let mut cycle = Cycle::new(PIECE);
     loop {
-        let n = stream.write(ramp.next_piece())?;
-        ramp.advance(n);
+        let n = stream.write(cycle.next_piece())?;
+        cycle.advance(n);
     }
 }
 

@@ -13,7 +13,7 @@ use guest_stack::tcp::stream::Shutdown;
 use sha2::{Digest, Sha256};
 use shm_link::link::Link;
 
-use crate::pattern::{Pattern, Ramp};
+use crate::pattern::{Cycle, Pattern};
 
 /// Longest request line of the source.
 const MAX_LINE: usize = 64;
@@ -64,16 +64,16 @@ pub(super) async fn source<L: Link, P: Platform>(stream: TcpStream<L, P>) {
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-/// Reads a [`Ramp`] to its end and answers how much it was, or says where a byte was
+/// Reads a [`Cycle`] to its end and answers how much it was, or says where a byte was
 /// not the next.
 pub(super) async fn count<L: Link, P: Platform>(stream: TcpStream<L, P>) {
     let mut buffer = vec![0; PIECE];
-    let mut ramp = Ramp::new(0);
+    let mut cycle = Cycle::new(0);
     let answer = loop {
         match stream.recv(&mut buffer).await {
-            Ok(0) => break format!("{}\n", ramp.position()),
-            Ok(n) if ramp.continues(&buffer[..n]) => {}
-            Ok(_) => break format!("wrong bytes before {}\n", ramp.position()),
+            Ok(0) => break format!("{}\n", cycle.position()),
+            Ok(n) if cycle.continues(&buffer[..n]) => {}
+            Ok(_) => break format!("wrong bytes before {}\n", cycle.position()),
             Err(_) => return,
         }
     };
@@ -81,11 +81,11 @@ pub(super) async fn count<L: Link, P: Platform>(stream: TcpStream<L, P>) {
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-/// Sends a [`Ramp`] for as long as somebody takes it.
+/// Sends a [`Cycle`] for as long as somebody takes it.
 pub(super) async fn endless<L: Link, P: Platform>(stream: TcpStream<L, P>) {
-    let mut ramp = Ramp::new(PIECE);
-    while let Ok(n) = stream.send(ramp.next_piece()).await {
-        ramp.advance(n);
+    let mut cycle = Cycle::new(PIECE);
+    while let Ok(n) = stream.send(cycle.next_piece()).await {
+        cycle.advance(n);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The services on smoltcp's sockets: each socket listens, serves one client, and
 //! listens again.
 
-use demo_guest::pattern::Ramp;
+use demo_guest::pattern::Cycle;
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 
@@ -19,7 +19,7 @@ pub(super) struct Apps {
 struct Client {
     handle: SocketHandle,
     service: Service,
-    ramp: Ramp,
+    cycle: Cycle,
     held: Vec<u8>,
     /// Bytes of an answer, or of an echo, that found no room yet.
     pending: Vec<u8>,
@@ -39,7 +39,7 @@ impl Apps {
         let clients = all.map(|service| Client {
             handle: sockets.add(listening(service, buffer_bytes)),
             service,
-            ramp: fresh_ramp(service),
+            cycle: fresh_cycle(service),
             held: Vec::new(),
             pending: Vec::new(),
             answered: false,
@@ -82,7 +82,7 @@ impl Apps {
 
 impl Client {
     fn begin_again(&mut self) {
-        self.ramp = fresh_ramp(self.service);
+        self.cycle = fresh_cycle(self.service);
         self.held.clear();
         self.pending.clear();
         self.answered = false;
@@ -97,14 +97,14 @@ impl Client {
                         break;
                     };
                     busy = true;
-                    if !self.ramp.continues(&piece[..n]) {
+                    if !self.cycle.continues(&piece[..n]) {
                         socket.abort();
                         return true;
                     }
                 }
                 if !socket.may_recv() && !self.answered {
                     self.answered = true;
-                    let answer = format!("{}\n", self.ramp.position());
+                    let answer = format!("{}\n", self.cycle.position());
                     self.pending.extend_from_slice(answer.as_bytes());
                     busy = true;
                 }
@@ -115,10 +115,10 @@ impl Client {
                     return true;
                 }
                 while socket.can_send() {
-                    let Ok(n) = socket.send_slice(self.ramp.next_piece()) else {
+                    let Ok(n) = socket.send_slice(self.cycle.next_piece()) else {
                         break;
                     };
-                    self.ramp.advance(n);
+                    self.cycle.advance(n);
                     busy = true;
                 }
             }
@@ -166,8 +166,8 @@ impl Client {
     }
 }
 
-fn fresh_ramp(service: Service) -> Ramp {
-    Ramp::new(if service == Service::Endless {
+fn fresh_cycle(service: Service) -> Cycle {
+    Cycle::new(if service == Service::Endless {
         PIECE
     } else {
         0
