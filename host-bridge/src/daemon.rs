@@ -1,8 +1,10 @@
 //! The daemon as a library: attach sockets, admin socket, checks before and a
 //! clean end after.
 //!
-//! `host-bridge run` is a thin shell around it (flags, log, signals); tests and
-//! the demo embed it. It reads no configuration and installs no handlers.
+//! `host-bridge run` is a thin shell around it (flags, log, signals, rights); tests
+//! embed it. It reads no configuration, installs no handlers and gives up no rights,
+//! but it starts in two steps so that its caller can: [`Bound`] has opened what needs
+//! the rights of the start, [`Daemon`] serves with what is left.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -15,9 +17,149 @@ use crate::admin::AdminServer;
 use crate::bridge::Bridge;
 use crate::error::{BridgeError, NetlinkError, TapError};
 use crate::netlink::Netlink;
-use crate::server::{Places, Server};
+use crate::plan::Assignment;
+use crate::port::{TapPlan, prepare_tap};
+use crate::sandbox::{Needs, directory_of, has_net_admin, without_net_admin};
+use crate::server::{GivenTap, Listening, Places, Server, Visitors};
 use crate::settings::{Settings, SocketSettings};
-use crate::tap::{Tap, TapSource};
+use crate::tap::{Tap, TapKind, TapSource};
+
+/// The TAP driver's device file.
+const DEVICE: &str = "/dev/net/tun";
+
+/// A daemon whose sockets listen and which serves nobody yet.
+pub struct Bound {
+    settings: Settings,
+    sockets: Vec<(Listening, Option<Listening>)>,
+    admin: Option<Listening>,
+}
+
+impl Bound {
+    /// Opens the sockets. No runtime is needed yet.
+    ///
+    /// # Errors
+    /// [`BridgeError`] if an address is in use or cannot be made.
+    pub fn new(settings: Settings) -> Result<Self, BridgeError> {
+        // The sockets come first: a second daemon with the same settings is to
+        // hear of the first one, not of the first one's TAPs.
+        let mut sockets = Vec::new();
+        for socket in &settings.sockets {
+            let visitors = &socket.policy.visitors;
+            let memory = Listening::at(&socket.address, visitors.clone())?;
+            let streams = match &socket.stream {
+                Some(address) => Some(Listening::at(address, visitors.clone())?),
+                None => None,
+            };
+            sockets.push((memory, streams));
+        }
+        let admin = match &settings.admin {
+            Some(address) => Some(Listening::at(address, Visitors::OWN)?),
+            None => None,
+        };
+        Ok(Self {
+            settings,
+            sockets,
+            admin,
+        })
+    }
+
+    /// What the daemon will need after this, see [`sandbox`](crate::sandbox). Call it
+    /// with one thread only, and outside a runtime.
+    ///
+    /// # Errors
+    /// The system's, when there is no descriptor for a look at the TAPs.
+    pub fn needs(&self) -> io::Result<Needs> {
+        let sockets = &self.settings.sockets;
+        let addresses = sockets
+            .iter()
+            .flat_map(|socket| [Some(&socket.address), socket.stream.as_ref()])
+            .chain([self.settings.admin.as_ref()]);
+        let files = addresses.flatten().filter_map(Address::path);
+        let lines = sockets.iter().flat_map(|socket| &socket.serials);
+        // A device that is plugged in again is another file of the same directory.
+        let device_directories = lines
+            .map(|line| directory_of(&line.canonicalize().unwrap_or_else(|_| line.clone())))
+            .collect();
+        Ok(Needs {
+            net_admin: self.needs_net_admin()?,
+            devices: vec![DEVICE.into()],
+            device_directories,
+            socket_directories: files.map(directory_of).collect(),
+        })
+    }
+
+    /// Whether TAPs must be made or set up: tried without the right to do so.
+    fn needs_net_admin(&self) -> io::Result<bool> {
+        let sockets = &self.settings.sockets;
+        if !sockets.iter().all(all_taps_are_given) {
+            return Ok(true);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        Ok(without_net_admin(|| {
+            runtime.block_on(async {
+                let Ok(netlink) = Netlink::connect() else {
+                    return true;
+                };
+                for socket in sockets {
+                    if check_given_taps(&netlink, socket).await.is_err() {
+                        return true;
+                    }
+                }
+                false
+            })
+        }))
+    }
+
+    /// Checks that the system lets guests have what the settings promise, and starts
+    /// to serve. Call it inside a tokio runtime, in the network namespace that the
+    /// TAPs are to be in.
+    ///
+    /// # Errors
+    /// [`BridgeError`] says what is missing and what to do. Then nothing is left
+    /// open.
+    pub async fn start(self) -> Result<Daemon, BridgeError> {
+        let Self {
+            settings,
+            sockets,
+            admin,
+        } = self;
+        let bridge = Bridge::new()?;
+        let mut servers = Vec::new();
+        for ((memory, streams), socket) in sockets.into_iter().zip(&settings.sockets) {
+            let (places, policy) = (socket.places.clone(), socket.policy.clone());
+            let mut server = Server::over(memory, streams, bridge.clone(), places, policy);
+            for device in &socket.serials {
+                server.add_line(device)?;
+            }
+            servers.push(server);
+        }
+        let admin = admin.map(|socket| AdminServer::over(socket, bridge.clone()));
+        check_system(&settings.sockets).await?;
+        let running = watch::Sender::new(());
+        let mut tasks = JoinSet::new();
+        for server in servers {
+            let stop = ended(running.subscribe());
+            tasks.spawn(async move { server.run_until(stop).await });
+        }
+        if let Some(admin) = admin {
+            let stop = ended(running.subscribe());
+            tasks.spawn(async move {
+                tokio::select! {
+                    never = admin.run() => match never {},
+                    () = stop => {}
+                }
+            });
+        }
+        announce(&settings);
+        Ok(Daemon {
+            bridge,
+            tasks,
+            running,
+        })
+    }
+}
 
 /// A running daemon. Dropping it detaches all guests and removes its sockets;
 /// [`shutdown`](Self::shutdown) also waits until all TAPs are gone.
@@ -37,47 +179,7 @@ impl Daemon {
     /// [`BridgeError`] says what is missing and what to do. Then nothing is
     /// left open.
     pub async fn start(settings: Settings) -> Result<Self, BridgeError> {
-        let bridge = Bridge::new()?;
-        // The sockets come first: a second daemon with the same settings is to
-        // hear of the first one, not of the first one's TAPs.
-        let mut servers = Vec::new();
-        for socket in &settings.sockets {
-            let (places, policy) = (socket.places.clone(), socket.policy.clone());
-            let mut server = Server::bind(&socket.address, bridge.clone(), places, policy)?;
-            if let Some(address) = &socket.stream {
-                server.bind_stream(address)?;
-            }
-            for device in &socket.serials {
-                server.add_line(device)?;
-            }
-            servers.push(server);
-        }
-        let admin = match &settings.admin {
-            Some(address) => Some(AdminServer::bind(address, bridge.clone())?),
-            None => None,
-        };
-        check_system(&settings.sockets).await?;
-        let running = watch::Sender::new(());
-        let mut tasks = JoinSet::new();
-        for server in servers {
-            let stop = ended(running.subscribe());
-            tasks.spawn(async move { server.run_until(stop).await });
-        }
-        if let Some(admin) = admin {
-            let stop = ended(running.subscribe());
-            tasks.spawn(async move {
-                tokio::select! {
-                    never = admin.run() => match never {},
-                    () = stop => {}
-                }
-            });
-        }
-        announce(&settings);
-        Ok(Self {
-            bridge,
-            tasks,
-            running,
-        })
+        Bound::new(settings)?.start().await
     }
 
     /// The daemon's ports.
@@ -113,19 +215,31 @@ async fn ended(mut running: watch::Receiver<()>) {
 
 /// Finds out now what would otherwise turn away the first guest.
 async fn check_system(sockets: &[SocketSettings]) -> Result<(), BridgeError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => TapError::DeviceDenied,
-            _ => TapError::DeviceMissing,
-        })?;
+    let opens_device = |socket: &SocketSettings| {
+        let taps = &socket.policy.taps;
+        !all_taps_are_given(socket) || taps.iter().any(|tap| !matches!(tap, GivenTap::Fd(_)))
+    };
+    if sockets.iter().any(opens_device) {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(DEVICE)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => TapError::DeviceDenied,
+                _ => TapError::DeviceMissing,
+            })?;
+    }
     let netlink = Netlink::connect()?;
     for socket in sockets {
         let first = socket.places.assign(0);
         if let Some(bridge) = &first.master {
             check_bridge(&netlink, bridge).await?;
+        }
+        if !has_net_admin() {
+            check_given_taps(&netlink, socket).await?;
+            if all_taps_are_given(socket) {
+                continue;
+            }
         }
         // Opened and closed again: it exists, is free, and may be used.
         for given in &socket.policy.taps {
@@ -138,6 +252,36 @@ async fn check_system(sockets: &[SocketSettings]) -> Result<(), BridgeError> {
             let name = Some(first.name);
             check_tap(&netlink, TapSource::Create { name }).await?;
         }
+    }
+    Ok(())
+}
+
+/// Whether no guest of this socket needs a TAP to be made.
+fn all_taps_are_given(socket: &SocketSettings) -> bool {
+    let count = usize::from(socket.places.count());
+    let taps = &socket.policy.taps;
+    taps.len() >= count && !taps.iter().any(|tap| matches!(tap, GivenTap::New(_)))
+}
+
+/// Opens the TAPs that exist already, as their guests' ports will, and sets up what
+/// is not set up yet.
+async fn check_given_taps(netlink: &Netlink, socket: &SocketSettings) -> Result<(), BridgeError> {
+    for (slot, given) in (0..socket.places.count()).zip(&socket.policy.taps) {
+        let Assignment {
+            network,
+            master,
+            host_addresses,
+            ..
+        } = socket.places.assign(slot);
+        let source = given
+            .source()
+            .map_err(|error| BridgeError::io("copying the descriptor of the TAP", error))?;
+        let plan = TapPlan {
+            mtu: network.mtu,
+            master: master.as_deref(),
+            host_addresses: &host_addresses,
+        };
+        prepare_tap(netlink, source, TapKind::Plain, plan).await?;
     }
     Ok(())
 }

@@ -167,7 +167,8 @@ pub enum NetlinkError {
     /// The kernel does not let this process change the configuration.
     #[error(
         "{doing}: not permitted. It needs CAP_NET_ADMIN in this network namespace: run as root, or \
-         in a namespace of your own (`unshare --user --map-root-user --net`)"
+         in a namespace of your own (`unshare --user --map-root-user --net`), or have somebody who \
+         may do it beforehand (`ip link set`, `ip address add`)"
     )]
     NotPermitted {
         /// What was being done.

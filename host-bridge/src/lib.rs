@@ -17,6 +17,7 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | [`error`] | what the environment can refuse, in words that say what to do |
+//! | `log_limit` | a bound on the lines that others make the daemon log |
 //! | [`counters`] | frames in, out, and dropped by reason; the ledger |
 //! | [`filter`] | may this guest send this frame? A pure function |
 //! | [`impair`] | loss, delay, reordering and so on, on purpose |
@@ -32,6 +33,7 @@
 //! | [`port`] | one guest: its TAP, session and pumps |
 //! | [`bridge`] | all ports; what a monitor embeds |
 //! | [`plan`] | which guest gets which addresses |
+//! | [`sandbox`] | the rights that the daemon gives up after its start |
 //! | [`server`] | the attach sockets and serial lines |
 //! | [`admin`] | the admin socket, both ends |
 //! | [`settings`] | flags and configuration file, checked |
@@ -66,17 +68,19 @@
 //! it, the rest of the frame, which nobody judged. Whatever breaks the layout or
 //! the control protocol ends that guest's port. Who may open the attach socket
 //! may have a guest here, and who may open the admin socket may change any port:
-//! both are the daemon's user's alone, but an abstract attach address is open to
-//! every local user of the network namespace.
+//! both ask each client for its user, and take the daemon's own and root; the
+//! settings can name more for the attach sockets.
 //!
 //! # Limits
 //! One frame per system call, of up to 64 KB where segmentation was agreed on. Up to
 //! 4,096 guests at one attach socket.
-//! The daemon keeps the rights it was started with.
+//! The library gives up no rights; `host-bridge run` does ([`sandbox`]).
 //!
 //! `docs/STACK.md` in the repository has the theory of operation.
 
 pub mod error;
+
+mod log_limit;
 
 pub mod counters;
 
@@ -98,6 +102,7 @@ mod session;
 pub mod port;
 pub mod bridge;
 pub mod plan;
+pub mod sandbox;
 pub mod server;
 
 pub mod admin;

@@ -229,6 +229,23 @@ impl Netlink {
             .map_err(|e| refused(on("adding the address", address, index), e))
     }
 
+    /// The addresses of an interface, with their prefixes.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn addresses(&self, index: u32) -> Result<Vec<IpNet>, NetlinkError> {
+        let request = self.handle.address().get().set_link_index_filter(index);
+        let mut answers = std::pin::pin!(request.execute());
+        let mut found = Vec::new();
+        loop {
+            let doing = || format!("reading the addresses of the interface with index {index}");
+            match answers.try_next().await.map_err(|e| refused(doing(), e))? {
+                Some(message) => found.extend(address_of(&message)),
+                None => return Ok(found),
+            }
+        }
+    }
+
     /// Takes an address from an interface.
     ///
     /// # Errors
@@ -359,6 +376,23 @@ fn link_info(message: LinkMessage) -> LinkInfo {
         }
     }
     info
+}
+
+/// The interface's own address: of a point-to-point link the attribute of this name
+/// is the peer's, and the own one is beside it.
+fn address_of(message: &AddressMessage) -> Option<IpNet> {
+    let attributes = || message.attributes.iter();
+    let local = attributes().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        attributes().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })?;
+    IpNet::new(address, message.header.prefix_len).ok()
 }
 
 fn address_message(index: u32, address: IpNet) -> AddressMessage {

@@ -1,5 +1,5 @@
-//! What needs a process of its own: private networks, and children that die
-//! with their parent. This program starts itself again, once per case; it has
+//! What needs a process of its own: private networks, children that die with
+//! their parent, and a process that gave up its rights. This program starts itself again, once per case; it has
 //! no test harness, because the harness runs threads.
 
 use std::io::{BufRead, BufReader, Read};
@@ -12,6 +12,7 @@ use host_bridge::namespace::{NamespaceError, enter_private_network};
 use host_bridge::netlink::Netlink;
 use host_bridge::probe::ProbeError;
 use host_bridge::probe::ping::ping;
+use host_bridge::sandbox::{Needs, Parts, Restriction, confine, filter_calls};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -26,6 +27,7 @@ fn main() {
         Some("enter") => enter(),
         Some("enter-as-user") => enter_as_user(),
         Some("ping-without-raw-sockets") => ping_without_raw_sockets(),
+        Some("confined") => confined(),
         Some("parent") => parent(),
         Some("wait") => wait_for_ever(),
         // The harness's own arguments do not matter here.
@@ -38,6 +40,7 @@ fn run_tests() {
     in_a_private_network("enter-as-user");
     in_a_private_network("ping-without-raw-sockets");
     a_helper_dies_with_its_parent();
+    what_was_given_up_is_gone();
 }
 
 /// Runs one case and says how it went.
@@ -209,4 +212,82 @@ fn ended_within(pidfd: &std::os::fd::OwnedFd, timeout: Duration) -> Result<bool,
     let timeout = Timespec::try_from(timeout).unwrap();
     let ready = rustix::event::poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout))?;
     Ok(ready == 1)
+}
+
+/// In a process of its own: gives up what the daemon gives up, tries what it may not
+/// do any more, and at last what only an intruder would do.
+fn what_was_given_up_is_gone() {
+    use std::os::unix::process::ExitStatusExt;
+    let Output {
+        status,
+        stderr,
+        stdout,
+    } = itself("confined").output().unwrap();
+    let (out, err) = (
+        String::from_utf8_lossy(&stdout),
+        String::from_utf8_lossy(&stderr),
+    );
+    assert_eq!(out, "all refused\n", "{status}\n{err}");
+    assert_eq!(status.signal(), Some(libc::SIGSYS), "{status}\n{err}");
+    println!("confined ... ok");
+}
+
+fn confined() {
+    let needs = Needs {
+        devices: vec!["/dev/null".into()],
+        ..Needs::default()
+    };
+    let restriction = confine(Parts::ALL, &needs).unwrap();
+    // Before the filter, which would refuse it as well.
+    if restriction == Restriction::Full {
+        let kind = |error: std::io::Error| error.kind();
+        let denied = std::io::ErrorKind::PermissionDenied;
+        assert_eq!(std::fs::read("/etc/passwd").map_err(kind), Err(denied));
+        assert_eq!(std::fs::write("/tmp/new", "").map_err(kind), Err(denied));
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0");
+        assert_eq!(tcp.map(drop).map_err(kind), Err(denied));
+    } else {
+        assert_eq!(restriction, Restriction::Unsupported);
+    }
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/null")
+        .unwrap();
+    let (filtered, is_filtered) = std::sync::mpsc::channel::<()>();
+    let (reply, replied) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let _ = is_filtered.recv();
+        // It was there before the filter was.
+        reply
+            .send(std::net::UdpSocket::bind("127.0.0.1:0").is_err())
+            .unwrap();
+    });
+    filter_calls().unwrap();
+    filtered.send(()).unwrap();
+    assert!(replied.recv().unwrap(), "a thread is not filtered");
+    thread.join().unwrap();
+
+    let refused = std::thread::Builder::new().spawn(|| ());
+    assert!(refused.is_err(), "a thread was started");
+    // SAFETY: the calls fail; a mapping that does not is of nobody's memory.
+    unsafe {
+        let (read_exec, private) = (
+            libc::PROT_READ | libc::PROT_EXEC,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        let code = libc::mmap(std::ptr::null_mut(), 4096, read_exec, private, -1, 0);
+        assert_eq!(code, libc::MAP_FAILED);
+        assert_eq!(*libc::__errno_location(), libc::EPERM);
+        assert_eq!(libc::fork(), -1);
+        assert_eq!(libc::kill(1, 0), -1);
+        assert_eq!(*libc::__errno_location(), libc::EPERM);
+        // Puts a character into a terminal's input, as if somebody had typed it.
+        assert_eq!(libc::ioctl(0, libc::TIOCSTI, c"x".as_ptr()), -1);
+        assert_eq!(*libc::__errno_location(), libc::EPERM);
+    }
+    println!("all refused");
+    let argv = [c"/bin/true".as_ptr(), std::ptr::null()];
+    // SAFETY: both lists end with a null; the process ends here.
+    unsafe { libc::execve(argv[0], argv.as_ptr(), argv[1..].as_ptr()) };
+    unreachable!("a program was executed");
 }

@@ -7,23 +7,26 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shm_link::linux::address::Address;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::protocol::{MAX_REQUEST_LEN, Request, Response};
 use crate::bridge::Bridge;
 use crate::error::BridgeError;
+use crate::log_limit::{Lines, LogLimit};
 use crate::port::{PortChange, PortStatus};
-use crate::server::{SocketFile, listen};
+use crate::server::{ACCEPT_REST, Listening, Visitors};
 
 /// Most clients at a time. People and scripts come one by one; a client that is
 /// forgotten is cut off after [`IDLE`].
 const MAX_CLIENTS: usize = 16;
+/// Lines per second about clients that are turned away.
+const LINES_PER_SECOND: u32 = 5;
 /// How long a client may say nothing.
 const IDLE: Duration = Duration::from_secs(60);
 /// How long a client may take to read an answer.
@@ -31,14 +34,11 @@ const WRITE_TIME: Duration = Duration::from_secs(5);
 /// How long a guest may take to acknowledge a change. Less than the command
 /// line waits for an answer.
 const CHANGE_TIME: Duration = Duration::from_secs(10);
-/// How long the listener rests when the system has no descriptor for a client.
-const ACCEPT_REST: Duration = Duration::from_millis(200);
 
 /// A listening admin socket.
 pub struct AdminServer {
-    listener: UnixListener,
+    socket: Listening,
     bridge: Bridge,
-    _file: SocketFile,
 }
 
 impl AdminServer {
@@ -47,20 +47,23 @@ impl AdminServer {
     /// # Errors
     /// [`BridgeError`] if the address is in use or cannot be made.
     pub fn bind(address: &Address, bridge: Bridge) -> Result<Self, BridgeError> {
-        let (listener, file) = listen(address)?;
-        Ok(Self {
-            listener,
-            bridge,
-            _file: file,
-        })
+        let socket = Listening::at(address, Visitors::OWN)?;
+        Ok(Self::over(socket, bridge))
+    }
+
+    /// The same over a socket that listens already.
+    pub(crate) fn over(socket: Listening, bridge: Bridge) -> Self {
+        Self { socket, bridge }
     }
 
     /// Serves clients until dropped, which cuts them off.
     pub async fn run(&self) -> Infallible {
         let mut clients = JoinSet::new();
+        let listener = self.socket.serve().await;
+        let mut refusals = LogLimit::new(LINES_PER_SECOND);
         loop {
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+                accepted = listener.accept() => accepted,
                 Some(_) = clients.join_next() => continue,
             };
             let socket = match accepted {
@@ -71,8 +74,18 @@ impl AdminServer {
                     continue;
                 }
             };
-            if let Err(why) = admit(&socket, clients.len()) {
-                log::warn!("an admin client was turned away: {why}");
+            let admitted = self
+                .socket
+                .admit(&socket)
+                .and_then(|()| place(clients.len()));
+            if let Err(why) = admitted {
+                match refusals.allows(Instant::now()) {
+                    Lines::Say => log::warn!("an admin client was turned away: {why}"),
+                    Lines::Last => log::warn!(
+                        "an admin client was turned away: {why}; more of these are not told of"
+                    ),
+                    Lines::Silent => {}
+                }
                 // A fresh socket has room for it; a client that is gone already
                 // does not need it.
                 let _ = socket.try_write(Response::Error { why }.to_line().as_bytes());
@@ -88,18 +101,8 @@ impl AdminServer {
     }
 }
 
-/// Whether one more client may speak. The mode of the socket's file keeps
-/// others out; an abstract name has no mode.
-fn admit(socket: &UnixStream, clients: usize) -> Result<(), String> {
-    let peer = socket
-        .peer_cred()
-        .map_err(|error| format!("its user is unknown: {error}"))?;
-    let own = rustix::process::geteuid().as_raw();
-    if peer.uid() != own && peer.uid() != 0 {
-        return Err(format!(
-            "only root and the user with number {own}, who runs the daemon, may administer it"
-        ));
-    }
+/// Whether there is a place for one more client.
+fn place(clients: usize) -> Result<(), String> {
     if clients >= MAX_CLIENTS {
         return Err(format!(
             "{MAX_CLIENTS} clients administer this daemon already: try again later"

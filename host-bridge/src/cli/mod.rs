@@ -46,8 +46,10 @@ struct Cli {
 enum Command {
     /// Serve guests until SIGINT, SIGTERM or SIGHUP.
     ///
-    /// Needs /dev/net/tun and CAP_NET_ADMIN in its network namespace. Logs go to
-    /// stderr; RUST_LOG chooses what (default "info").
+    /// Needs /dev/net/tun and CAP_NET_ADMIN in its network namespace, and gives up
+    /// all other rights once its sockets listen; or, as an ordinary user, persistent
+    /// TAPs of its own that are set up. Logs go to stderr; RUST_LOG chooses what
+    /// (default "info").
     Run(Box<run::RunArgs>),
     /// Show what a running daemon's ports are doing.
     Status(status::StatusArgs),

@@ -1,4 +1,4 @@
-//! `host-bridge run`: flags, log and signals around the
+//! `host-bridge run`: flags, log, rights and signals around the
 //! [`Daemon`](crate::daemon::Daemon).
 
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -8,7 +8,8 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
-use crate::daemon::Daemon;
+use crate::daemon::Bound;
+use crate::sandbox::{Parts, Restriction, confine, filter_calls, has_net_admin};
 use crate::settings::{Options, Settings, SettingsError};
 
 /// How long the guests' ends may take before the process ends without them;
@@ -30,19 +31,48 @@ pub(super) fn main(args: RunArgs) -> Result<(), Failure> {
     };
     let settings = Settings::new(args.options.with_file()?, tap_fd)?;
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let (workers, parts) = (settings.workers, settings.sandbox);
+    let daemon = Bound::new(settings)?;
+    // Before there are other threads, which would keep what this one gives up.
+    let files = confine(parts, &daemon.needs()?)?;
     let runtime = Builder::new_multi_thread()
-        .worker_threads(settings.workers)
+        .worker_threads(workers)
         .enable_all()
         .build()?;
-    let done = runtime.block_on(serve(settings));
+    // The last thread is there: from now on none can be started.
+    let calls = match parts.calls {
+        true => Some(filter_calls()?),
+        false => None,
+    };
+    announce(parts, files, calls);
+    let done = runtime.block_on(serve(daemon));
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
 }
 
-async fn serve(settings: Settings) -> Result<(), Failure> {
+/// Tells the log which rights are left.
+fn announce(parts: Parts, files: Restriction, calls: Option<usize>) {
+    let capabilities = match (parts.capabilities, has_net_admin()) {
+        (true, true) => "no capability but CAP_NET_ADMIN",
+        (true, false) => "no capability",
+        (false, _) => "all capabilities that it was started with",
+    };
+    let calls = match calls {
+        Some(count) => format!("{count} system calls"),
+        None => "all system calls".to_owned(),
+    };
+    let files = files.as_str();
+    if parts == Parts::ALL {
+        log::info!("rights: {capabilities}, {calls}, {files}");
+    } else {
+        log::warn!("rights, not all given up: {capabilities}, {calls}, {files}");
+    }
+}
+
+async fn serve(daemon: Bound) -> Result<(), Failure> {
     // First, so that no signal ends the process half way.
     let mut signals = Signals::new()?;
-    let mut daemon = Daemon::start(settings).await?;
+    let mut daemon = daemon.start().await?;
     let end = tokio::select! {
         name = signals.next() => {
             log::info!("{name}: detaching the guests");

@@ -5,25 +5,24 @@
 //! the frames; what they mean for the TAP, the status and those who wait for an
 //! answer is decided and done here. Nothing here touches a transport.
 
-use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ipnet::{IpNet, Ipv6Net};
-use shm_link::control::NetworkConfig;
 use shm_link::offload::Offloads;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use super::config::{PortChange, PortConfig};
 use super::status::{Command, PortEnd, PortHandle, Shown, View};
+use super::tap::{TapPlan, prepare_tap, set_mtu};
 use crate::counters::PortCounters;
 use crate::error::BridgeError;
+use crate::log_limit::{Lines, LogLimit};
 use crate::netlink::Netlink;
 use crate::policy::Stop;
 use crate::pump::PumpShared;
 use crate::session::{Action, Session, TapSettings};
-use crate::tap::{Tap, TapKind, TapSource};
+use crate::tap::{Tap, TapKind};
 
 /// Control messages handled before other tasks get their turn.
 pub(super) const BUDGET_MESSAGES: usize = 16;
@@ -34,14 +33,6 @@ const INBOX_LEN: usize = 16;
 /// How long a guest waits at the most for its TAP's queue to start. It takes
 /// the kernel well under a millisecond, unless the machine is very busy.
 const QUEUE_PATIENCE: Duration = Duration::from_millis(100);
-/// The host's own address on the link of a guest that it routes IPv6 for: the
-/// source of its questions for the guest's MAC when it forwards others' packets
-/// (RFC 4861 section 7.2.2). The kernel makes none by itself, see
-/// [`Netlink::quiet_ipv6`].
-const HOST_LINK_LOCAL: IpNet = IpNet::V6(Ipv6Net::new_assert(
-    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
-    64,
-));
 /// What a TAP with a virtio header can leave to the guest, and do for it.
 const OFFLOADS: Offloads = Offloads::CHECKSUM
     .union(Offloads::TSO4)
@@ -82,9 +73,11 @@ impl Core {
             netlink,
             config.tap,
             kind,
-            &config.network,
-            config.master.as_deref(),
-            &config.host_addresses,
+            TapPlan {
+                mtu: config.network.mtu,
+                master: config.master.as_deref(),
+                host_addresses: &config.host_addresses,
+            },
         )
         .await?;
         let capable = match tap.kind() {
@@ -129,7 +122,7 @@ impl Core {
             netlink: netlink.clone(),
             shown: shown.clone(),
             pending: Vec::new(),
-            log: LogLimit::new(),
+            log: LogLimit::new(LOG_LINES_PER_SECOND),
         };
         Ok((core, PortHandle { shown, commands }))
     }
@@ -199,8 +192,14 @@ impl Core {
                 }
             }
             Action::Log { level, text } => {
-                if self.log.allows(Instant::now()) {
-                    log::log!(level, "port {}: {text}", self.shown.name);
+                let name = &self.shown.name;
+                match self.log.allows(Instant::now()) {
+                    Lines::Say => log::log!(level, "port {name}: {text}"),
+                    Lines::Last => log::log!(
+                        level,
+                        "port {name}: {text} (its further lines of this second are left out)"
+                    ),
+                    Lines::Silent => {}
                 }
             }
         }
@@ -260,7 +259,7 @@ impl Core {
             warn("setting the offloads", &error);
         }
         if let Some(index) = tap.ifindex()
-            && let Err(error) = self.netlink.set_mtu(index, settings.mtu.into()).await
+            && let Err(error) = set_mtu(&self.netlink, tap.name(), index, settings.mtu).await
         {
             warn("setting the MTU", &error);
         }
@@ -297,70 +296,5 @@ impl Core {
             view.network = agreed.clone();
         }
         (view.impair_to_host, view.impair_to_guest) = self.session.impairments();
-    }
-}
-
-/// Opens the TAP and sets everything about it that does not depend on the guest.
-async fn prepare_tap(
-    netlink: &Netlink,
-    source: TapSource,
-    kind: TapKind,
-    network: &NetworkConfig,
-    master: Option<&str>,
-    host_addresses: &[IpNet],
-) -> Result<Tap, BridgeError> {
-    let tap = Tap::open_as(source, kind)?;
-    // A guest that is not there has no carrier. A descriptor from elsewhere may
-    // refuse that; its owner looks after it.
-    let carrier = tap.set_carrier(false);
-    let Some(index) = tap.ifindex() else {
-        return Ok(tap);
-    };
-    carrier.map_err(|error| {
-        BridgeError::io(
-            format!("switching off the carrier of {}", tap.name()),
-            error,
-        )
-    })?;
-    let _ = netlink.quiet_ipv6(index).await;
-    netlink.set_mtu(index, network.mtu.into()).await?;
-    if let Some(master) = master {
-        netlink.set_master(index, master).await?;
-    }
-    let link_local = host_addresses.iter().any(|net| matches!(net, IpNet::V6(_)));
-    let link_local = link_local.then_some(HOST_LINK_LOCAL);
-    for address in host_addresses.iter().copied().chain(link_local) {
-        match netlink.add_address(index, address).await {
-            Err(error) if !error.is_already_there() => return Err(error.into()),
-            _ => {}
-        }
-    }
-    netlink.set_up(index).await?;
-    Ok(tap)
-}
-
-/// A guest may write to the log, but not flood it.
-struct LogLimit {
-    window: Instant,
-    lines: u32,
-}
-
-impl LogLimit {
-    fn new() -> Self {
-        Self {
-            window: Instant::now(),
-            lines: 0,
-        }
-    }
-
-    fn allows(&mut self, now: Instant) -> bool {
-        if now.duration_since(self.window).as_secs() >= 1 {
-            *self = Self {
-                window: now,
-                lines: 0,
-            };
-        }
-        self.lines += 1;
-        self.lines <= LOG_LINES_PER_SECOND
     }
 }

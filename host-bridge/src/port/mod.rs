@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `config` | what a port is made from, what may be changed |
 //! | `status` | what others see of it, and how they reach it |
+//! | `tap` | its TAP, opened and set up |
 //! | `core` | session, TAP and commands: all that is the same for every guest |
 //! | `shm` | the task of a guest that shares memory: control rings beside two pumps |
 //! | `stream` | the task of a guest behind a byte stream, which moves all itself |
@@ -18,6 +19,7 @@ mod core;
 mod shm;
 mod status;
 mod stream;
+mod tap;
 
 use std::os::fd::OwnedFd;
 
@@ -30,6 +32,7 @@ use tokio::task::JoinSet;
 pub use self::config::{PortChange, PortConfig};
 use self::status::Command;
 pub use self::status::{PortEnd, PortHandle, PortStatus};
+pub(crate) use self::tap::{TapPlan, prepare_tap};
 use crate::bell::Doorbells;
 use crate::error::BridgeError;
 use crate::netlink::Netlink;

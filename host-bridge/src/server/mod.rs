@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use shm_link::linux::address::Address;
 use shm_link::superblock::LayoutOptions;
@@ -27,18 +27,19 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::guest::{open_line, serve_line, serve_memory, serve_stream};
-pub(crate) use self::socket::{SocketFile, listen};
+pub use self::socket::Visitors;
+pub(crate) use self::socket::{ACCEPT_REST, Listening};
 use crate::bridge::Bridge;
 use crate::error::BridgeError;
 use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
+use crate::log_limit::{Lines, LogLimit};
 use crate::plan::{Assignment, Plan, Slot, Slots};
 use crate::port::PortConfig;
 use crate::tap::TapSource;
 
-/// How long the listener rests when the system has no descriptor or memory for
-/// another client.
-const ACCEPT_REST: Duration = Duration::from_millis(200);
+/// Lines per second about those who are turned away.
+const LINES_PER_SECOND: u32 = 5;
 
 /// What every guest of a socket gets besides its place in the plan.
 #[derive(Debug, Clone)]
@@ -53,6 +54,8 @@ pub struct GuestPolicy {
     pub impair_to_host: ImpairConfig,
     /// Fault injection from host to guest.
     pub impair_to_guest: ImpairConfig,
+    /// Who may attach.
+    pub visitors: Visitors,
     /// TAPs for the first slots; later slots make their own, named like the port.
     pub taps: Vec<GivenTap>,
 }
@@ -94,7 +97,8 @@ pub enum Places {
 }
 
 impl Places {
-    fn count(&self) -> u16 {
+    /// How many guests there may be at a time.
+    pub fn count(&self) -> u16 {
         match self {
             Self::Plan(plan) => plan.max_guests,
             Self::One(_) => 1,
@@ -145,22 +149,6 @@ impl Desk {
     }
 }
 
-/// A listening socket with its file.
-struct Listening {
-    listener: UnixListener,
-    _file: SocketFile,
-}
-
-impl Listening {
-    fn at(address: &Address) -> Result<Self, BridgeError> {
-        let (listener, file) = listen(address)?;
-        Ok(Self {
-            listener,
-            _file: file,
-        })
-    }
-}
-
 /// A serial line and the slot that it keeps.
 struct Line {
     device: PathBuf,
@@ -194,15 +182,26 @@ impl Server {
         places: impl Into<Places>,
         policy: GuestPolicy,
     ) -> Result<Self, BridgeError> {
-        let places = places.into();
-        Ok(Self {
-            socket: Listening::at(address)?,
-            streams: None,
+        let socket = Listening::at(address, policy.visitors.clone())?;
+        Ok(Self::over(socket, None, bridge, places.into(), policy))
+    }
+
+    /// The same over sockets that listen already.
+    pub(crate) fn over(
+        socket: Listening,
+        streams: Option<Listening>,
+        bridge: Bridge,
+        places: Places,
+        policy: GuestPolicy,
+    ) -> Self {
+        Self {
+            socket,
+            streams,
             lines: Vec::new(),
             bridge,
             slots: Slots::new(places.count()),
             desk: Arc::new(Desk { places, policy }),
-        })
+        }
     }
 
     /// Listens at `address` as well, for guests that speak the stream protocol
@@ -212,7 +211,8 @@ impl Server {
     /// # Errors
     /// As for [`bind`](Self::bind).
     pub fn bind_stream(&mut self, address: &Address) -> Result<(), BridgeError> {
-        self.streams = Some(Listening::at(address)?);
+        let visitors = self.desk.policy.visitors.clone();
+        self.streams = Some(Listening::at(address, visitors)?);
         Ok(())
     }
 
@@ -261,16 +261,22 @@ impl Server {
                 serve_line(&device, bridge, || desk.port_config(slot), stop).await;
             });
         }
+        let memory = self.socket.serve().await;
+        let streams = match &self.streams {
+            Some(streams) => Some((streams, streams.serve().await)),
+            None => None,
+        };
+        let mut refusals = LogLimit::new(LINES_PER_SECOND);
         loop {
             let accepted = tokio::select! {
-                accepted = self.socket.listener.accept() => {
-                    accepted.map(|(socket, _)| Client::Memory(socket))
-                }
-                accepted = accept_stream(self.streams.as_ref()) => accepted.map(Client::Stream),
+                accepted = memory.accept() => accepted.map(|(socket, _)| {
+                    (self.socket.admit(&socket), Client::Memory(socket))
+                }),
+                accepted = accept_stream(streams.as_ref()) => accepted,
                 Some(_) = guests.tasks.join_next() => continue,
             };
-            let client = match accepted {
-                Ok(client) => client,
+            let (admitted, client) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     log::warn!("cannot accept a guest: {error}; trying again");
                     tokio::time::sleep(ACCEPT_REST).await;
@@ -278,10 +284,17 @@ impl Server {
                 }
             };
             // Whoever is turned away sees the end of the connection.
-            let slot = match self.slots.take() {
+            let found = admitted.and_then(|()| self.slots.take().map_err(|full| full.to_string()));
+            let slot = match found {
                 Ok(slot) => slot,
-                Err(error) => {
-                    log::warn!("a guest was turned away: {error}");
+                Err(why) => {
+                    match refusals.allows(Instant::now()) {
+                        Lines::Say => log::warn!("a guest was turned away: {why}"),
+                        Lines::Last => log::warn!(
+                            "a guest was turned away: {why}; more of these are not told of"
+                        ),
+                        Lines::Silent => {}
+                    }
                     continue;
                 }
             };
@@ -313,9 +326,14 @@ impl Server {
 }
 
 /// The next client of the stream socket; waits for ever where there is none.
-async fn accept_stream(streams: Option<&Listening>) -> io::Result<UnixStream> {
+async fn accept_stream(
+    streams: Option<&(&Listening, UnixListener)>,
+) -> io::Result<(Result<(), String>, Client)> {
     match streams {
-        Some(streams) => Ok(streams.listener.accept().await?.0),
+        Some((streams, listener)) => {
+            let (socket, _) = listener.accept().await?;
+            Ok((streams.admit(&socket), Client::Stream(socket)))
+        }
         None => std::future::pending().await,
     }
 }

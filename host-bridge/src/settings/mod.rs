@@ -26,7 +26,8 @@ pub use self::options::{AdminChoice, FilterFlags, Options};
 use self::port::Inherited;
 pub use self::port::{Mac, PortTable};
 use crate::plan::{Assignment, Plan, PlanError, Topology};
-use crate::server::{GivenTap, GuestPolicy, Places};
+use crate::sandbox::Parts;
+use crate::server::{GivenTap, GuestPolicy, Places, Visitors};
 
 /// Where guests attach unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/host-bridge.sock";
@@ -91,6 +92,8 @@ pub struct Settings {
     pub admin: Option<Address>,
     /// Threads for its runtime; whoever makes the runtime looks at it.
     pub workers: usize,
+    /// Which rights the process gives up; whoever runs the daemon looks at it.
+    pub sandbox: Parts,
     /// Where guests attach, and as whom.
     pub sockets: Vec<SocketSettings>,
 }
@@ -118,6 +121,11 @@ impl Settings {
     /// [`SettingsError`] names the setting.
     pub fn new(mut options: Options, tap_fd: Option<OwnedFd>) -> Result<Self, SettingsError> {
         let workers = workers(options.workers)?;
+        let sandbox = Parts {
+            capabilities: !(options.no_sandbox || options.keep_capabilities),
+            calls: !(options.no_sandbox || options.no_seccomp),
+            files: !(options.no_sandbox || options.no_landlock),
+        };
         let policy = policy(&mut options, tap_fd)?;
         let mtu = options.mtu.unwrap_or(DEFAULT_MTU);
         let socket = match options.socket.take() {
@@ -159,6 +167,7 @@ impl Settings {
         Ok(Self {
             admin,
             workers,
+            sandbox,
             sockets,
         })
     }
@@ -207,6 +216,9 @@ fn policy(options: &mut Options, tap_fd: Option<OwnedFd>) -> Result<GuestPolicy,
         filter,
         impair_to_host: options.impair_to_host.take().unwrap_or_default(),
         impair_to_guest: options.impair_to_guest.take().unwrap_or_default(),
+        visitors: Visitors {
+            also: std::mem::take(&mut options.allow_users),
+        },
         taps,
     })
 }

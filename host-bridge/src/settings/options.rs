@@ -27,6 +27,7 @@ const TAPS: &str = "TAPs and memory";
 const FILTER: &str = "Filter";
 const IMPAIR: &str = "Fault injection";
 const PROCESS: &str = "Process";
+const RIGHTS: &str = "Rights after the start";
 
 /// All settings of the daemon, none of them filled in.
 #[derive(Debug, Default, clap::Args, Deserialize)]
@@ -34,8 +35,8 @@ const PROCESS: &str = "Process";
 pub struct Options {
     /// Where guests attach: a path, or @name for an abstract socket.
     ///
-    /// Default /run/host-bridge.sock. A path is open to the daemon's own user
-    /// only; an abstract name to every local user of the network namespace.
+    /// Default /run/host-bridge.sock. Guests of the daemon's own user and of
+    /// root may attach; see --allow-user.
     #[arg(long, value_name = "ADDR", help_heading = LISTEN)]
     #[serde(deserialize_with = "from_text")]
     pub socket: Option<Address>,
@@ -53,6 +54,13 @@ pub struct Options {
     #[arg(long = "serial", value_name = "DEVICE", help_heading = LISTEN)]
     pub serials: Vec<PathBuf>,
 
+    /// The number of a user whose guests may attach as well.
+    ///
+    /// May be repeated. The kernel is asked whose each client is; the sockets'
+    /// files are then open to all. The admin socket is not meant.
+    #[arg(long = "allow-user", value_name = "UID", help_heading = LISTEN)]
+    pub allow_users: Vec<u32>,
+
     /// Where `status` and `set` reach the daemon: a path, @name, or "off".
     ///
     /// Default: the attach socket's address with ".admin" behind it. It answers
@@ -64,10 +72,10 @@ pub struct Options {
     /// Read settings from a TOML file; flags win over it.
     ///
     /// Its keys are these flags' names with _ for -, except `taps`, `serials`,
-    /// `[filter]` (keys as in --allow-..., and `enabled`) and `[[port]]`, a guest with a
+    /// `allow_users`, `[filter]` (keys as in --allow-..., and `enabled`) and `[[port]]`, a guest with a
     /// socket and an identity of its own: name, socket, mac, addresses,
     /// gateways, host_addresses, bridge, tap or existing_tap, mtu, dns, dhcp,
-    /// slaac, hostname, domain, ring_bytes, filter, impair_to_host,
+    /// slaac, hostname, domain, ring_bytes, allow_users, filter, impair_to_host,
     /// impair_to_guest.
     #[arg(long, value_name = "FILE", help_heading = LISTEN)]
     #[serde(skip)]
@@ -180,6 +188,28 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = PROCESS)]
     pub workers: Option<usize>,
 
+    /// Keep all rights after the start, for debugging: none of the three below.
+    #[arg(long, help_heading = RIGHTS)]
+    pub no_sandbox: bool,
+
+    /// Keep the capabilities that the daemon was started with.
+    ///
+    /// Without this it keeps CAP_NET_ADMIN alone, and not even that where every
+    /// guest has a TAP that needs no more setting up.
+    #[arg(long, help_heading = RIGHTS)]
+    pub keep_capabilities: bool,
+
+    /// Filter no system calls.
+    ///
+    /// Without this, calls that the daemon does not need fail with EPERM, and
+    /// those that only an intruder would make (execve, ptrace, ...) end it.
+    #[arg(long, help_heading = RIGHTS)]
+    pub no_seccomp: bool,
+
+    /// Do not restrict which files may be opened (Landlock).
+    #[arg(long, help_heading = RIGHTS)]
+    pub no_landlock: bool,
+
     /// Guests with a socket and an identity of their own (file only).
     #[arg(skip)]
     #[serde(rename = "port")]
@@ -283,6 +313,7 @@ impl Options {
             socket: flags.socket.or(self.socket),
             stream: flags.stream.or(self.stream),
             serials: list(flags.serials, self.serials),
+            allow_users: list(flags.allow_users, self.allow_users),
             admin: flags.admin.or(self.admin),
             config: flags.config,
             bridge: flags.bridge.or(self.bridge),
@@ -303,6 +334,10 @@ impl Options {
             impair_to_host: flags.impair_to_host.or(self.impair_to_host),
             impair_to_guest: flags.impair_to_guest.or(self.impair_to_guest),
             workers: flags.workers.or(self.workers),
+            no_sandbox: flags.no_sandbox || self.no_sandbox,
+            keep_capabilities: flags.keep_capabilities || self.keep_capabilities,
+            no_seccomp: flags.no_seccomp || self.no_seccomp,
+            no_landlock: flags.no_landlock || self.no_landlock,
             ports: self.ports,
         }
     }

@@ -1,7 +1,7 @@
 //! `[[port]]` of the configuration file: one guest with a socket and an
 //! identity of its own.
 //!
-//! What such a port leaves out of MTU, DNS servers, ring size, filter and fault
+//! What such a port leaves out of MTU, DNS servers, ring size, users, filter and fault
 //! injection holds as for the guests that come and go. Identity is never
 //! inherited: addresses, bridge and names are the port's own.
 
@@ -20,7 +20,7 @@ use super::{SettingsError, SocketSettings, check_name, check_rings};
 use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
 use crate::plan::Assignment;
-use crate::server::{GivenTap, GuestPolicy, Places};
+use crate::server::{GivenTap, GuestPolicy, Places, Visitors};
 
 /// One `[[port]]` table.
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -61,6 +61,8 @@ pub struct PortTable {
     pub domain: Option<String>,
     /// Bytes of each ring of frames.
     pub ring_bytes: Option<usize>,
+    /// Users whose guest may attach, besides the daemon's own and root.
+    pub allow_users: Option<Vec<u32>>,
     /// What the guest's frames are checked for.
     pub filter: Option<FilterConfig>,
     /// Fault injection from guest to host.
@@ -114,6 +116,9 @@ impl PortTable {
             (policy.layout.to_host_bytes, policy.layout.to_guest_bytes) = (bytes, bytes);
         }
         check_rings(&policy.layout, network.mtu).map_err(|why| wrong("ring_bytes", why))?;
+        if let Some(also) = self.allow_users {
+            policy.visitors = Visitors { also };
+        }
         if let Some(filter) = self.filter {
             policy.filter = filter;
         }

@@ -9,7 +9,7 @@ use host_bridge::bridge::Bridge;
 use host_bridge::filter::FilterConfig;
 use host_bridge::impair::ImpairConfig;
 use host_bridge::plan::{Plan, Topology};
-use host_bridge::server::{GuestPolicy, Server};
+use host_bridge::server::{GuestPolicy, Server, Visitors};
 use shm_link::control::{
     GuestControl, GuestEvent, GuestOffer, GuestState, NetworkConfig, VersionRange,
 };
@@ -93,6 +93,7 @@ pub(crate) fn plan() -> Plan {
 
 pub(crate) fn policy() -> GuestPolicy {
     GuestPolicy {
+        visitors: Visitors::OWN,
         layout: LayoutOptions {
             to_host_bytes: 256 << 10,
             to_guest_bytes: 256 << 10,

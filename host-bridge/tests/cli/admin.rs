@@ -158,7 +158,7 @@ fn another_user_may_not_administer_through_an_abstract_name() {
         });
         let answer = asked.join().unwrap();
         assert!(
-            answer.contains("only root and the user with number 0"),
+            answer.contains("it belongs to user 65534, and only root and the users with"),
             "{answer}"
         );
     });

@@ -7,5 +7,9 @@ mod common;
 
 mod admin;
 mod daemon;
+#[path = "../stream/guest.rs"]
+#[allow(dead_code, reason = "the stream tests use the rest")]
+mod guest;
 mod refusals;
+mod rights;
 mod support;

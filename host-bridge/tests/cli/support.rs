@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Output, Stdio};
@@ -57,6 +58,7 @@ pub(crate) fn succeed(args: &[&str]) -> String {
 /// A running daemon with an admin socket in a directory of its own.
 pub(crate) struct DaemonProcess {
     helper: Helper,
+    pid: Pid,
     log: Arc<Mutex<String>>,
     pub(crate) directory: Arc<tempfile::TempDir>,
 }
@@ -65,6 +67,25 @@ impl DaemonProcess {
     /// Starts a daemon at [`ATTACH`] and waits until it serves.
     pub(crate) fn start(args: &[&str]) -> Self {
         Self::start_in(Arc::new(tempfile::tempdir().unwrap()), args, None)
+    }
+
+    /// The same as another user; else what it said at its end.
+    pub(crate) fn start_as(user: u32, args: &[&str]) -> Result<Self, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |mode| std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(directory.path(), open(0o777)).unwrap();
+        // The user may not be able to reach where the program was built.
+        let program = directory.path().join("host-bridge");
+        std::fs::copy(env!("CARGO_BIN_EXE_host-bridge"), &program).unwrap();
+        std::fs::set_permissions(&program, open(0o755)).unwrap();
+        let mut command = Command::new(program);
+        command
+            .arg("run")
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .uid(user)
+            .gid(user);
+        Self::launch(command, Arc::new(directory), args, None)
     }
 
     /// The same with a TAP passed on as descriptor [`PASSED_FD`].
@@ -78,8 +99,20 @@ impl DaemonProcess {
         args: &[&str],
         tap: Option<&Tap>,
     ) -> Self {
+        match Self::launch(host_bridge(&["run"]), directory, args, tap) {
+            Ok(daemon) => daemon,
+            Err(log) => panic!("the daemon does not start: {log}"),
+        }
+    }
+
+    /// Starts `command`, which runs the daemon but for its addresses.
+    fn launch(
+        mut command: Command,
+        directory: Arc<tempfile::TempDir>,
+        args: &[&str],
+        tap: Option<&Tap>,
+    ) -> Result<Self, String> {
         let admin = directory.path().join("admin");
-        let mut command = host_bridge(&["run"]);
         if !args.contains(&"--admin") {
             command.arg("--admin").arg(admin);
         }
@@ -114,17 +147,19 @@ impl DaemonProcess {
             }
         });
         let daemon = Self {
+            pid: Pid::from_child(helper.child_mut()),
             helper,
             log,
             directory,
         };
-        let waited = is_ready.recv_timeout(PATIENCE);
-        assert!(
-            waited.is_ok(),
-            "the daemon does not start: {}",
-            daemon.log()
-        );
-        daemon
+        match is_ready.recv_timeout(PATIENCE) {
+            Ok(()) => Ok(daemon),
+            Err(_) => Err(daemon.log()),
+        }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
     }
 
     pub(crate) fn admin(&self) -> PathBuf {
@@ -182,10 +217,16 @@ impl DaemonProcess {
 
     /// Sends a signal and waits for the end.
     pub(crate) fn end(mut self, signal: Signal) -> (ExitStatus, String) {
-        let pid = Pid::from_child(self.helper.child_mut());
-        kill_process(pid, signal).unwrap();
-        let status = self.helper.wait_timeout(PATIENCE).unwrap();
-        (status.expect("the daemon ends"), self.log())
+        kill_process(self.pid, signal).unwrap();
+        let deadline = std::time::Instant::now() + PATIENCE;
+        loop {
+            // One that is traced is given to its tracer first.
+            if let Some(status) = self.helper.wait_timeout(PATIENCE).unwrap() {
+                return (status, self.log());
+            }
+            assert!(std::time::Instant::now() < deadline, "the daemon ends");
+            std::thread::yield_now();
+        }
     }
 }
 

@@ -1,0 +1,70 @@
+//! A bound on the lines that somebody else can make the daemon log.
+//!
+//! Whoever logs what a guest or a client caused asks here first. It has no clock
+//! and writes nothing itself.
+
+use std::time::{Duration, Instant};
+
+/// What to do with a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lines {
+    /// Log it.
+    Say,
+    /// Log it and say that it is the last for now.
+    Last,
+    /// Do not log it.
+    Silent,
+}
+
+/// So many lines per second, and silence for the rest of it.
+#[derive(Debug)]
+pub(crate) struct LogLimit {
+    per_second: u32,
+    window: Option<Instant>,
+    lines: u32,
+}
+
+impl LogLimit {
+    /// `per_second` lines in each second, at least one.
+    pub(crate) const fn new(per_second: u32) -> Self {
+        Self {
+            per_second,
+            window: None,
+            lines: 0,
+        }
+    }
+
+    /// What becomes of one more line.
+    pub(crate) fn allows(&mut self, now: Instant) -> Lines {
+        let fresh = self
+            .window
+            .is_some_and(|began| now.saturating_duration_since(began) < Duration::from_secs(1));
+        if !fresh {
+            (self.window, self.lines) = (Some(now), 0);
+        }
+        self.lines = self.lines.saturating_add(1);
+        match self.lines.cmp(&self.per_second.max(1)) {
+            std::cmp::Ordering::Less => Lines::Say,
+            std::cmp::Ordering::Equal => Lines::Last,
+            std::cmp::Ordering::Greater => Lines::Silent,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_the_last_line_of_a_second_there_is_silence_until_the_next() {
+        let start = Instant::now();
+        let mut limit = LogLimit::new(3);
+        let mut said = |ms| limit.allows(start + Duration::from_millis(ms));
+        assert_eq!(
+            [said(0), said(1), said(2)],
+            [Lines::Say, Lines::Say, Lines::Last]
+        );
+        assert_eq!([said(3), said(999)], [Lines::Silent, Lines::Silent]);
+        assert_eq!([said(1000), said(1001)], [Lines::Say, Lines::Say]);
+    }
+}

@@ -1,0 +1,111 @@
+//! A port's TAP, opened and set up as far as that does not depend on the guest.
+//!
+//! Called when a guest comes, and by the daemon's check at its start. What is right
+//! already is not set again: a daemon without CAP_NET_ADMIN can use a persistent TAP
+//! that its administrator set up.
+
+use std::net::Ipv6Addr;
+
+use ipnet::{IpNet, Ipv6Net};
+
+use crate::error::{BridgeError, NetlinkError};
+use crate::netlink::Netlink;
+use crate::tap::{Tap, TapKind, TapSource};
+
+/// The host's own address on the link of a guest that it routes IPv6 for: the
+/// source of its questions for the guest's MAC when it forwards others' packets
+/// (RFC 4861 section 7.2.2). The kernel makes none by itself, see
+/// [`Netlink::quiet_ipv6`].
+const HOST_LINK_LOCAL: IpNet = IpNet::V6(Ipv6Net::new_assert(
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
+    64,
+));
+
+/// What is to be true of a TAP.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TapPlan<'a> {
+    /// Longest packet, without the Ethernet header.
+    pub(crate) mtu: u16,
+    /// The Linux bridge that it belongs to.
+    pub(crate) master: Option<&'a str>,
+    /// The host's addresses on it.
+    pub(crate) host_addresses: &'a [IpNet],
+}
+
+/// Opens a TAP and makes true what is planned.
+pub(crate) async fn prepare_tap(
+    netlink: &Netlink,
+    source: TapSource,
+    kind: TapKind,
+    plan: TapPlan<'_>,
+) -> Result<Tap, BridgeError> {
+    let tap = Tap::open_as(source, kind)?;
+    // A guest that is not there has no carrier. A descriptor from elsewhere may
+    // refuse that; its owner looks after it.
+    let carrier = tap.set_carrier(false);
+    let Some(index) = tap.ifindex() else {
+        return Ok(tap);
+    };
+    carrier.map_err(|error| {
+        BridgeError::io(
+            format!("switching off the carrier of {}", tap.name()),
+            error,
+        )
+    })?;
+    let _ = netlink.quiet_ipv6(index).await;
+    let link = netlink.link_by_name(tap.name()).await?;
+    if link.mtu != u32::from(plan.mtu) {
+        netlink.set_mtu(index, plan.mtu.into()).await?;
+    }
+    if let Some(master) = plan.master
+        && !is_port_of(netlink, link.master, master).await
+    {
+        netlink.set_master(index, master).await?;
+    }
+    let routes_ipv6 = plan
+        .host_addresses
+        .iter()
+        .any(|net| matches!(net, IpNet::V6(_)));
+    let link_local = routes_ipv6.then_some(HOST_LINK_LOCAL);
+    let mut missing: Vec<IpNet> = plan
+        .host_addresses
+        .iter()
+        .copied()
+        .chain(link_local)
+        .collect();
+    if tap.is_persistent() && !missing.is_empty() {
+        let present = netlink.addresses(index).await?;
+        missing.retain(|address| !present.contains(address));
+    }
+    for address in missing {
+        match netlink.add_address(index, address).await {
+            Err(error) if !error.is_already_there() => return Err(error.into()),
+            _ => {}
+        }
+    }
+    if !link.up {
+        netlink.set_up(index).await?;
+    }
+    Ok(tap)
+}
+
+async fn is_port_of(netlink: &Netlink, now: Option<u32>, master: &str) -> bool {
+    match netlink.link_by_name(master).await {
+        Ok(master) => now == Some(master.index),
+        // What is wrong with it is said when the TAP is added to it.
+        Err(_) => false,
+    }
+}
+
+/// Sets a TAP's MTU unless it is that already.
+pub(crate) async fn set_mtu(
+    netlink: &Netlink,
+    name: &str,
+    index: u32,
+    mtu: u16,
+) -> Result<(), NetlinkError> {
+    match netlink.link_by_name(name).await {
+        Ok(link) if link.mtu == u32::from(mtu) => Ok(()),
+        Ok(_) | Err(_) => netlink.set_mtu(index, mtu.into()).await,
+    }
+}
