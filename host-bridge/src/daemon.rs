@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::admin::AdminServer;
 use crate::bridge::Bridge;
 use crate::error::{BridgeError, NetlinkError, TapError};
+use crate::kick::never_waits;
 use crate::netlink::Netlink;
 use crate::plan::Assignment;
 use crate::port::{TapPlan, prepare_tap};
@@ -137,6 +138,12 @@ impl Bound {
         }
         let admin = admin.map(|socket| AdminServer::over(socket, bridge.clone()));
         check_system(&settings.sockets).await?;
+        if let Err(error) = never_waits() {
+            log::warn!(
+                "no asynchronous I/O ({error}): a hostile process guest may block a worker thread; \
+                 see fs.aio-max-nr"
+            );
+        }
         let running = watch::Sender::new(());
         let mut tasks = JoinSet::new();
         for server in servers {

@@ -27,6 +27,7 @@
 //! | [`namespace`] | a network namespace of one's own |
 //! | [`child`] | child processes that die with their parent |
 //! | `policy` | what a port's task tells its pumps |
+//! | `kick` | ringing an eventfd without ever waiting |
 //! | [`bell`] | eventfds for tokio tasks |
 //! | `pump` | the hot loops: one per direction, or one for a byte stream |
 //! | `session` | the control machine, and what follows from its events |
@@ -96,6 +97,7 @@ pub mod namespace;
 
 pub mod child;
 mod policy;
+mod kick;
 pub mod bell;
 mod pump;
 mod session;

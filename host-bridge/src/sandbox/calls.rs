@@ -39,6 +39,10 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_ppoll,
+    libc::SYS_io_setup,
+    libc::SYS_io_submit,
+    libc::SYS_io_getevents,
+    libc::SYS_io_destroy,
     // The runtime's reactor, threads and memory.
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,

@@ -10,6 +10,7 @@ mod daemon;
 #[path = "../stream/guest.rs"]
 #[allow(dead_code, reason = "the stream tests use the rest")]
 mod guest;
+mod hostile;
 mod refusals;
 mod rights;
 mod support;

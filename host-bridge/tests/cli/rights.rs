@@ -296,11 +296,7 @@ fn an_ordinary_user_runs_the_daemon_on_persistent_taps_of_its_own() {
         });
         // What it may not do is said, and the guest goes on.
         daemon.succeed(&["set", "guest0", "--mtu", "1300"]);
-        assert!(
-            daemon.log().contains("setting the MTU of mine: "),
-            "{}",
-            daemon.log()
-        );
+        daemon.until_logged("setting the MTU of mine: ");
         drop(guest);
         daemon.until_states(&[]);
     });
@@ -326,10 +322,8 @@ fn only_named_users_may_attach_even_at_an_abstract_address() {
         for _ in 0..20 {
             assert!(!attaches_as(NOBODY));
         }
-        let log = daemon.log();
-        let words = "a guest was turned away: it belongs to user 65534";
-        assert!(log.contains(words), "{log}");
-        assert!(log.contains("more of these are not told of"), "{log}");
+        daemon.until_logged("a guest was turned away: it belongs to user 65534");
+        daemon.until_logged("more of these are not told of");
         daemon.end(Signal::TERM);
 
         let directory = tempfile::tempdir().unwrap();

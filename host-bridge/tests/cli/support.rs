@@ -166,6 +166,18 @@ impl DaemonProcess {
         self.directory.path().join("admin")
     }
 
+    /// Waits until the log contains these words: it comes through a pipe.
+    pub(crate) fn until_logged(&self, words: &str) {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while !self.log().contains(words) {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{words:?} is never logged"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }

@@ -9,6 +9,7 @@
 //! `O_NONBLOCK` flag is shared too, and a process guest can clear it.
 //! [`EventFd::drain`] never blocks whatever the flag says. A ring could block
 //! if the guest also fills the counter (2⁶⁴ − 2); no flag of `write` prevents it.
+//! So a host does not ring with this type, which is for guests and for tests.
 
 use core::time::Duration;
 use std::io;
