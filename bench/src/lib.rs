@@ -18,6 +18,7 @@
 
 pub mod service;
 pub mod report;
+pub mod procfs;
 pub mod ring;
 pub mod peer;
 pub mod target;

@@ -12,6 +12,7 @@ use bench::report::heading;
 use bench::{Result, case};
 use clap::{Parser, Subcommand};
 use host_bridge::namespace::enter_private_network;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// Measures this project beside its peers, pair by pair, in a private network.
 #[derive(Parser)]
@@ -88,10 +89,21 @@ fn run(options: &Options) -> Result<bool> {
     };
     let json = options.json.as_ref().map(File::create).transpose()?;
     enter_private_network()?;
+    prepare()?;
     println!("{}", heading());
     let mut runner = Runner::new(plan, json);
     runner.run(comparisons)?;
     Ok(runner.failed() == 0)
+}
+
+/// Room for ten thousand connections, in this process, its children and this
+/// namespace.
+fn prepare() -> Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit)?;
+    std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 65535")?;
+    Ok(())
 }
 
 /// Whether a comparison's name is asked for.

@@ -123,6 +123,11 @@ pub struct Lab {
 }
 
 impl Lab {
+    /// Ends the target, if it runs.
+    pub fn end(&mut self, setup: Setup) {
+        self.targets.remove(&setup);
+    }
+
     /// The target, started if it does not run.
     ///
     /// # Errors

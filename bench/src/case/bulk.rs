@@ -20,10 +20,7 @@ enum Direction {
 use Direction::{FromGuest, ToGuest};
 use Version::{V4, V6};
 
-const OURS: Ours = Ours {
-    offloads: true,
-    mtu: 1500,
-};
+const OURS: Ours = Ours::DEFAULT;
 
 /// Buffers of smoltcp's sockets: of 256 KB, 1 MB and 4 MB the larger two were a
 /// tenth faster from the guest, and none was faster to it.

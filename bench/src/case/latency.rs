@@ -13,10 +13,7 @@ use crate::target::{Direct, Ours, Setup, Target, Version};
 /// Long enough that nobody spins any more.
 const PAUSE: Duration = Duration::from_millis(2);
 
-const OURS: Setup = Setup::Ours(Ours {
-    offloads: true,
-    mtu: 1500,
-});
+const OURS: Setup = Setup::Ours(Ours::DEFAULT);
 
 pub(super) fn comparisons() -> Vec<Comparison> {
     let mut all = Vec::new();

@@ -1,8 +1,11 @@
 //! The comparisons, a file per question.
 
 mod bulk;
+mod connections;
+mod idle;
 mod latency;
 mod link;
+mod many;
 
 use crate::measure::Comparison;
 
@@ -11,5 +14,8 @@ pub fn all() -> Vec<Comparison> {
     let mut all = link::comparisons();
     all.extend(bulk::comparisons());
     all.extend(latency::comparisons());
+    all.extend(idle::comparisons());
+    all.extend(connections::comparisons());
+    all.extend(many::comparisons());
     all
 }

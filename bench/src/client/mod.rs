@@ -1,4 +1,6 @@
 //! Clients on the kernel's TCP, the same for ours and for every peer.
 
 pub mod bulk;
+pub mod burst;
+pub mod http;
 pub mod pingpong;

@@ -60,6 +60,7 @@ fn target(
     let target = Target {
         v4: format!("10.{net}.0.2").parse()?,
         v6: format!("fd{net}::2").parse()?,
+        all_v4: Vec::new(),
         interface: Interface {
             pid: std::process::id(),
             name: here.to_owned(),

@@ -14,6 +14,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use host_bridge::admin::AdminClient;
 use host_bridge::child::Helper;
+use host_bridge::counters::PortSnapshot;
+use host_bridge::port::PortStatus;
 
 use crate::Result;
 use crate::peer::smoltcp::On;
@@ -45,6 +47,17 @@ pub struct Ours {
     pub offloads: bool,
     /// Longest packet.
     pub mtu: u16,
+    /// How many guests the daemon has.
+    pub guests: u16,
+}
+
+impl Ours {
+    /// One guest, as an administrator gets it without asking for anything.
+    pub const DEFAULT: Self = Self {
+        offloads: true,
+        mtu: 1500,
+        guests: 1,
+    };
 }
 
 /// smoltcp on a TAP.
@@ -107,6 +120,8 @@ pub struct Target {
     pub v4: IpAddr,
     /// The same over IPv6.
     pub v6: IpAddr,
+    /// The IPv4 addresses of all guests, where there may be several.
+    pub all_v4: Vec<IpAddr>,
     /// The interface that its frames pass, and in whose namespace.
     pub interface: Interface,
     /// The processes, by role.
@@ -195,6 +210,34 @@ impl Target {
                 from_target: traffic.to_target,
             },
         })
+    }
+
+    /// All its processes.
+    pub fn pids(&mut self) -> Vec<u32> {
+        let id = |(_, helper): &mut (_, Helper)| helper.child_mut().id();
+        self.processes.iter_mut().map(id).collect()
+    }
+
+    /// What the daemon counted for its first guest.
+    ///
+    /// # Errors
+    /// If there is no daemon, or it does not answer.
+    pub fn counters(&self) -> Result<PortSnapshot> {
+        let admin = self.admin.as_ref().ok_or("no daemon to ask")?;
+        let first = admin.status(None)?.into_iter().next();
+        Ok(first.ok_or("no guest")?.counters)
+    }
+
+    /// All frames that the daemon counted, of all guests.
+    ///
+    /// # Errors
+    /// As for [`counters`](Self::counters).
+    pub fn frames(&self) -> Result<u64> {
+        let admin = self.admin.as_ref().ok_or("no daemon to ask")?;
+        let frames = |port: PortStatus| {
+            port.counters.guest_to_host.frames_in + port.counters.host_to_guest.frames_in
+        };
+        Ok(admin.status(None)?.into_iter().map(frames).sum())
     }
 
     /// The process of this role.

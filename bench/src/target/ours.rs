@@ -1,7 +1,7 @@
 //! Ours: `host-bridge run` and one `demo-guest`, each a process of its own, and a
 //! TAP in this namespace.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -28,27 +28,37 @@ pub(super) fn start(options: Ours) -> Result<Target> {
     let daemon = daemon(&words)?;
     let admin = AdminClient::new(ADMIN.parse()?);
     until_ok("the daemon", || admin.status(None))?;
-    let guest = guest("bench")?;
-    let port = until_ok("the guest", || running(&admin))?;
-    let address = |wanted: fn(&IpAddr) -> bool| -> Result<IpAddr> {
-        let all = port.addresses.iter();
-        let mut parsed = all.filter_map(|text| text.split('/').next()?.parse().ok());
-        Ok(parsed.find(wanted).ok_or("the guest lacks an address")?)
-    };
+    let mut processes = vec![("daemon", daemon)];
+    for _ in 0..options.guests {
+        processes.push(("guest", guest("bench")?));
+    }
+    let ports = until_ok("the guests", || running(&admin, options.guests))?;
+    let v4 = |port: &PortStatus| address(port, IpAddr::is_ipv4);
+    let first = ports.first().ok_or("no guest")?;
     let target = Target {
-        v4: address(IpAddr::is_ipv4)?,
-        v6: address(IpAddr::is_ipv6)?,
+        v4: v4(first)?,
+        v6: address(first, IpAddr::is_ipv6)?,
+        all_v4: ports.iter().map(v4).collect::<Result<_>>()?,
         interface: Interface {
             pid: std::process::id(),
-            name: port.tap.clone(),
+            name: first.tap.clone(),
             faces_target: true,
         },
-        processes: vec![("daemon", daemon), ("guest", guest)],
+        processes,
         admin: Some(admin),
     };
-    reachable(target.address(Version::V4, Service::Echo))?;
+    for guest in &target.all_v4 {
+        reachable(SocketAddr::new(*guest, Service::Echo.port()))?;
+    }
     reachable(target.address(Version::V6, Service::Echo))?;
     Ok(target)
+}
+
+/// The first address of a guest that is wanted.
+fn address(port: &PortStatus, wanted: fn(&IpAddr) -> bool) -> Result<IpAddr> {
+    let all = port.addresses.iter();
+    let mut parsed = all.filter_map(|text| text.split('/').next()?.parse().ok());
+    Ok(parsed.find(wanted).ok_or("the guest lacks an address")?)
 }
 
 /// Starts a daemon with these flags.
@@ -92,10 +102,12 @@ fn program(name: &str) -> Result<PathBuf> {
     .into())
 }
 
-fn running(admin: &AdminClient) -> Result<PortStatus> {
-    let ports = admin.status(None)?;
-    let port = ports
-        .into_iter()
-        .find(|port| port.state == PortState::Running);
-    Ok(port.ok_or("no guest runs yet")?)
+/// All ports, if so many run.
+fn running(admin: &AdminClient, guests: u16) -> Result<Vec<PortStatus>> {
+    let mut ports = admin.status(None)?;
+    ports.retain(|port| port.state == PortState::Running);
+    if ports.len() == usize::from(guests) {
+        return Ok(ports);
+    }
+    Err(format!("{} of {guests} guests run", ports.len()).into())
 }

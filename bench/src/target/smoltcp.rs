@@ -31,6 +31,7 @@ pub(super) fn start(options: Direct) -> Result<Target> {
     let target = Target {
         v4: "10.82.0.2".parse()?,
         v6: "fd82::2".parse()?,
+        all_v4: Vec::new(),
         interface: Interface {
             pid: std::process::id(),
             name: TAP.to_owned(),

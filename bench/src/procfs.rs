@@ -1,0 +1,57 @@
+//! What `/proc` tells of a process: how often it slept, how much memory it has.
+
+use std::fs;
+
+use crate::Result;
+
+/// How often the threads of a process gave up a processor by themselves, which is
+/// how often they were woken.
+///
+/// # Errors
+/// If the process is gone.
+pub fn sleeps(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        sum += field(&status, "voluntary_ctxt_switches:").ok_or("no count of switches")?;
+    }
+    Ok(sum)
+}
+
+/// Memory of a process that is not a mapped file's: its own, and what it has
+/// touched of shared memory, in KiB.
+///
+/// # Errors
+/// If the process is gone.
+pub fn memory_kib(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let fields = ["RssAnon:", "RssShmem:"].map(|name| field(&status, name));
+    Ok(fields.into_iter().sum::<Option<u64>>().ok_or("no sizes")?)
+}
+
+fn field(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_read_by_their_whole_name() {
+        let status = "RssAnon:\t     120 kB\nvoluntary_ctxt_switches:\t7\n\
+                      nonvoluntary_ctxt_switches:\t9\n";
+        assert_eq!(field(status, "RssAnon:"), Some(120));
+        assert_eq!(field(status, "voluntary_ctxt_switches:"), Some(7));
+        assert_eq!(field(status, "RssShmem:"), None);
+    }
+
+    #[test]
+    fn a_process_that_sleeps_is_seen_to() {
+        let before = sleeps(std::process::id()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert!(sleeps(std::process::id()).unwrap() > before);
+        assert!(memory_kib(std::process::id()).unwrap() > 0);
+    }
+}
