@@ -6,6 +6,7 @@
 //! them.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,23 +18,36 @@ use crate::bell::Doorbells;
 use crate::error::BridgeError;
 use crate::netlink::Netlink;
 use crate::port::{Port, PortConfig, PortEnd, PortHandle, PortStatus};
+use crate::workers::{Seat, Workers};
 
 /// All ports of this process. Clones are the same bridge.
 #[derive(Clone)]
 pub struct Bridge {
     netlink: Netlink,
+    workers: Workers,
     ports: Arc<Mutex<BTreeMap<String, PortHandle>>>,
 }
 
 impl Bridge {
-    /// A bridge without ports. Call it inside a tokio runtime, in the network
-    /// namespace that the TAPs are to be in.
+    /// A bridge without ports, which will run on the caller's runtime. Call it
+    /// inside a tokio runtime, in the network namespace that the TAPs are to be
+    /// in.
     ///
     /// # Errors
     /// [`BridgeError`] if the kernel's network configuration cannot be reached.
     pub fn new() -> Result<Self, BridgeError> {
+        Self::with_workers(Workers::none())
+    }
+
+    /// A bridge whose ports run on threads of their own; else as
+    /// [`new`](Self::new).
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn with_workers(workers: Workers) -> Result<Self, BridgeError> {
         Ok(Self {
             netlink: Netlink::connect()?,
+            workers,
             ports: Arc::default(),
         })
     }
@@ -80,8 +94,9 @@ impl Bridge {
         config: PortConfig,
     ) -> Result<AttachedPort, BridgeError> {
         self.check_name(&config.name)?;
-        let port = Port::open(&self.netlink, region, layout, doorbells, config).await?;
-        Ok(self.attached(port))
+        let netlink = self.netlink.clone();
+        let open = async move { Port::open(&netlink, region, layout, doorbells, config).await };
+        self.seated(open).await
     }
 
     /// Attaches a guest that is at the other end of a byte stream: a connected
@@ -101,8 +116,22 @@ impl Bridge {
         config: PortConfig,
     ) -> Result<AttachedPort, BridgeError> {
         self.check_name(&config.name)?;
-        let port = Port::open_stream(&self.netlink, fd, framing, config).await?;
-        Ok(self.attached(port))
+        let netlink = self.netlink.clone();
+        let open = async move { Port::open_stream(&netlink, fd, framing, config).await };
+        self.seated(open).await
+    }
+
+    /// Opens a port on a thread that has room.
+    async fn seated(
+        &self,
+        open: impl Future<Output = Result<Port, BridgeError>> + Send + 'static,
+    ) -> Result<AttachedPort, BridgeError> {
+        let seat = self.workers.seat();
+        let opened = seat.run(open).await;
+        let opened = opened.map_err(|error| {
+            BridgeError::io("making a port".to_owned(), std::io::Error::other(error))
+        })?;
+        Ok(self.attached(opened?, seat))
     }
 
     fn check_name(&self, name: &str) -> Result<(), BridgeError> {
@@ -116,7 +145,7 @@ impl Bridge {
         Err(BridgeError::io(format!("making port {name}"), why))
     }
 
-    fn attached(&self, port: Port) -> AttachedPort {
+    fn attached(&self, port: Port, seat: Seat) -> AttachedPort {
         let handle = port.handle();
         self.ports()
             .insert(handle.name().to_owned(), handle.clone());
@@ -124,6 +153,7 @@ impl Bridge {
             port: Some(port),
             handle,
             bridge: self.clone(),
+            _seat: seat,
         }
     }
 
@@ -150,6 +180,7 @@ pub struct AttachedPort {
     port: Option<Port>,
     handle: PortHandle,
     bridge: Bridge,
+    _seat: Seat,
 }
 
 impl AttachedPort {

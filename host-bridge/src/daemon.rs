@@ -24,6 +24,7 @@ use crate::sandbox::{Needs, directory_of, has_net_admin, without_net_admin};
 use crate::server::{GivenTap, Listening, Places, Server, Visitors};
 use crate::settings::{Settings, SocketSettings};
 use crate::tap::{Tap, TapKind, TapSource};
+use crate::workers::Workers;
 
 /// The TAP driver's device file.
 const DEVICE: &str = "/dev/net/tun";
@@ -114,19 +115,19 @@ impl Bound {
     }
 
     /// Checks that the system lets guests have what the settings promise, and starts
-    /// to serve. Call it inside a tokio runtime, in the network namespace that the
-    /// TAPs are to be in.
+    /// to serve, with ports on `workers`. Call it inside a tokio runtime, in the
+    /// network namespace that the TAPs are to be in.
     ///
     /// # Errors
     /// [`BridgeError`] says what is missing and what to do. Then nothing is left
     /// open.
-    pub async fn start(self) -> Result<Daemon, BridgeError> {
+    pub async fn start(self, workers: Workers) -> Result<Daemon, BridgeError> {
         let Self {
             settings,
             sockets,
             admin,
         } = self;
-        let bridge = Bridge::new()?;
+        let bridge = Bridge::with_workers(workers)?;
         let mut servers = Vec::new();
         for ((memory, streams), socket) in sockets.into_iter().zip(&settings.sockets) {
             let (places, policy) = (socket.places.clone(), socket.policy.clone());
@@ -186,7 +187,7 @@ impl Daemon {
     /// [`BridgeError`] says what is missing and what to do. Then nothing is
     /// left open.
     pub async fn start(settings: Settings) -> Result<Self, BridgeError> {
-        Bound::new(settings)?.start().await
+        Bound::new(settings)?.start(Workers::none()).await
     }
 
     /// The daemon's ports.

@@ -32,6 +32,7 @@
 //! | `pump` | the hot loops: one per direction, or one for a byte stream |
 //! | `session` | the control machine, and what follows from its events |
 //! | [`port`] | one guest: its TAP, session and pumps |
+//! | [`workers`] | threads that ports run on |
 //! | [`bridge`] | all ports; what a monitor embeds |
 //! | [`plan`] | which guest gets which addresses |
 //! | [`sandbox`] | the rights that the daemon gives up after its start |
@@ -102,6 +103,7 @@ pub mod bell;
 mod pump;
 mod session;
 pub mod port;
+pub mod workers;
 pub mod bridge;
 pub mod plan;
 pub mod sandbox;

@@ -14,6 +14,8 @@ use core::future::Future;
 use guest_stack::error::BindError;
 use guest_stack::face::asynchronous::{Network, TcpListener, TcpStream};
 use guest_stack::face::platform::Platform;
+use guest_stack::stack::Stack;
+use guest_stack::tcp::options::TcpOptions;
 use shm_link::link::Link;
 
 use crate::executor::Spawner;
@@ -35,16 +37,29 @@ where
     P: Platform,
 {
     let name: Arc<str> = Arc::from(String::from(name));
-    serve(network, spawner, 80, move |stream| {
+    let usual = network.look(Stack::default_tcp_options);
+    let bulk = for_bulk(usual);
+    serve(network, spawner, 80, usual, move |stream| {
         http::serve(stream, name.clone())
     })?;
-    serve(network, spawner, 7, echo::serve)?;
-    serve(network, spawner, 5001, bulk::sink)?;
-    serve(network, spawner, 5002, bulk::source)?;
-    serve(network, spawner, 5003, bulk::count)?;
-    serve(network, spawner, 5004, bulk::endless)?;
-    iperf3::start(network, spawner)?;
+    serve(network, spawner, 7, usual, echo::serve)?;
+    serve(network, spawner, 5001, bulk, bulk::sink)?;
+    serve(network, spawner, 5002, bulk, bulk::source)?;
+    serve(network, spawner, 5003, bulk, bulk::count)?;
+    serve(network, spawner, 5004, bulk, bulk::endless)?;
+    iperf3::start(network, spawner, bulk)?;
     echo::datagrams(network, spawner)
+}
+
+/// Options of streams that carry much: four times the usual buffers. A quarter
+/// of a megabyte is four frames of 64 KB, which the peer has sent before the
+/// first of them is acknowledged.
+fn for_bulk(usual: TcpOptions) -> TcpOptions {
+    TcpOptions {
+        rx_buffer_bytes: (usual.rx_buffer_bytes + 1) * 4 - 1,
+        tx_buffer_bytes: usual.tx_buffer_bytes * 4,
+        ..usual
+    }
 }
 
 /// Accepts on `port` and runs `service` for each connection.
@@ -52,6 +67,7 @@ fn serve<L, P, F>(
     network: &Network<L, P>,
     spawner: &Spawner<P::RawMutex>,
     port: u16,
+    options: TcpOptions,
     service: impl Fn(TcpStream<L, P>) -> F + Send + 'static,
 ) -> Result<(), BindError>
 where
@@ -59,7 +75,7 @@ where
     P: Platform,
     F: Future<Output = ()> + Send + 'static,
 {
-    let listener: TcpListener<L, P> = network.listen(port, BACKLOG)?;
+    let listener: TcpListener<L, P> = network.listen_with(port, BACKLOG, options)?;
     let tasks = spawner.clone();
     spawner.spawn(async move {
         loop {

@@ -11,6 +11,7 @@ use super::Failure;
 use crate::daemon::Bound;
 use crate::sandbox::{Parts, Restriction, confine, filter_calls, has_net_admin};
 use crate::settings::{Options, Settings, SettingsError};
+use crate::workers::Workers;
 
 /// How long the guests' ends may take before the process ends without them;
 /// the kernel then frees what is left.
@@ -35,17 +36,15 @@ pub(super) fn main(args: RunArgs) -> Result<(), Failure> {
     let daemon = Bound::new(settings)?;
     // Before there are other threads, which would keep what this one gives up.
     let files = confine(parts, &daemon.needs()?)?;
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(workers)
-        .enable_all()
-        .build()?;
+    let workers = Workers::start(workers)?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
     // The last thread is there: from now on none can be started.
     let calls = match parts.calls {
         true => Some(filter_calls()?),
         false => None,
     };
     announce(parts, files, calls);
-    let done = runtime.block_on(serve(daemon));
+    let done = runtime.block_on(serve(daemon, workers));
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
 }
@@ -69,10 +68,10 @@ fn announce(parts: Parts, files: Restriction, calls: Option<usize>) {
     }
 }
 
-async fn serve(daemon: Bound) -> Result<(), Failure> {
+async fn serve(daemon: Bound, workers: Workers) -> Result<(), Failure> {
     // First, so that no signal ends the process half way.
     let mut signals = Signals::new()?;
-    let mut daemon = daemon.start().await?;
+    let mut daemon = daemon.start(workers).await?;
     let end = tokio::select! {
         name = signals.next() => {
             log::info!("{name}: detaching the guests");

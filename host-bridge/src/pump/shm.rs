@@ -52,7 +52,11 @@ pub(crate) struct ShmPump {
     control: ControlWatch,
     shared: PumpShared,
     policy: PolicyWatch,
-    spin: Spin,
+    /// How long to look for more from the kernel, when the guest was given
+    /// nothing last; and how long for the guest's answer, when it was.
+    spins: [Spin; 2],
+    /// Which of the two counts now.
+    gave: bool,
     born: Instant,
 }
 
@@ -71,7 +75,8 @@ impl ShmPump {
             control,
             policy: shared.policy.clone(),
             shared,
-            spin: Spin::new(SPIN),
+            spins: [Spin::new(SPIN); 2],
+            gave: false,
             born: Instant::now(),
         }
     }
@@ -96,12 +101,14 @@ impl ShmPump {
             let taken = self.to_host.turn(&policy)?;
             let (stopped, gave) = self.to_guest.turn(&policy)?;
             self.control.pass_on();
+            let spin = &mut self.spins[usize::from(self.gave)];
             if taken > 0 || gave {
-                self.spin.worked(self.born.elapsed());
+                spin.worked(self.born.elapsed());
+                self.gave = gave;
             }
             if taken == BUDGET_FRAMES || stopped == Turn::Budget {
                 tokio::task::yield_now().await;
-            } else if self.spin.looks_again(self.born.elapsed()) {
+            } else if self.looks_again() {
                 // Others first: other tasks, and whoever wants this processor.
                 std::thread::yield_now();
                 tokio::task::yield_now().await;
@@ -109,6 +116,10 @@ impl ShmPump {
                 self.sleep(&policy, stopped).await?;
             }
         }
+    }
+
+    fn looks_again(&mut self) -> bool {
+        self.spins[usize::from(self.gave)].looks_again(self.born.elapsed())
     }
 
     /// Sleeps until the guest rings, the TAP has a frame, a held frame is due, or

@@ -29,6 +29,7 @@ use futures_util::future::{Either, select};
 use guest_stack::error::{BindError, StreamError};
 use guest_stack::face::asynchronous::{Network, TcpStream};
 use guest_stack::face::platform::Platform;
+use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::Duration;
 use lock_api::Mutex;
 use shm_link::link::Link;
@@ -50,6 +51,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) fn start<L, P>(
     network: &Network<L, P>,
     spawner: &Spawner<P::RawMutex>,
+    options: TcpOptions,
 ) -> Result<(), BindError>
 where
     L: Link + Send + 'static,
@@ -58,7 +60,7 @@ where
     let seat = Arc::new(Seat(Mutex::new(None)));
     let tasks = spawner.clone();
     let number = core::sync::atomic::AtomicU64::new(0);
-    super::serve(network, spawner, PORT, move |stream| {
+    super::serve(network, spawner, PORT, options, move |stream| {
         // Connections are numbered as they are accepted: their cookies may
         // arrive in another order, and the order tells the streams apart.
         let number = number.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
