@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bench::client::inside;
 use bench::measure::{Plan, Runner};
 use bench::peer::Peer;
 use bench::report::heading;
@@ -48,12 +49,16 @@ enum Command {
     /// A peer's program; the benchmark starts these itself.
     #[command(subcommand, hide = true)]
     Peer(Peer),
+    /// A client in another namespace; the benchmark starts it itself.
+    #[command(hide = true)]
+    Client(inside::Options),
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
     let ended = match &options.command {
         Some(Command::Peer(peer)) => peer.run().map(|()| true),
+        Some(Command::Client(client)) => client.run().map(|()| true),
         None => run(&options),
     };
     match ended {

@@ -63,7 +63,7 @@ impl Comparison {
         ours: Setup,
         peer: Setup,
         metrics: Vec<Metric>,
-        measure: impl Fn(&mut Target, Duration) -> Result<Vec<f64>> + 'static,
+        measure: impl Fn(&mut Target, Side, Duration) -> Result<Vec<f64>> + 'static,
     ) -> Self {
         let run = move |lab: &mut Lab, side: Side| {
             let time = lab.plan.time;
@@ -72,7 +72,7 @@ impl Comparison {
                 Side::Peer => peer,
             })?;
             let before = target.traffic()?;
-            let values = measure(target, time)?;
+            let values = measure(target, side, time)?;
             let traffic = Some(target.traffic()?.since(before));
             Ok(Run { values, traffic })
         };
@@ -192,7 +192,8 @@ impl Runner {
                     // Whatever it was, the next one starts afresh.
                     self.lab.targets.clear();
                     let why = error.to_string();
-                    self.failed += usize::from(!why.contains(NOT_INSTALLED));
+                    // A peer that is not there, or does not work, is no failure.
+                    self.failed += usize::from(!why.starts_with(PEER));
                     println!(
                         "{:<44} beside {}: no figure: {why}",
                         comparison.name, comparison.peer_name
@@ -214,14 +215,14 @@ impl Runner {
         // One of each first, uncounted: page faults, frequencies, neighbours.
         progress.show("warming up");
         turn(Side::Ours).map_err(|error| format!("ours: {error}"))?;
-        turn(Side::Peer).map_err(|error| format!("peer: {error}"))?;
+        turn(Side::Peer).map_err(|error| format!("{PEER}{error}"))?;
         let pairs = self.lab.plan.pairs;
         let mut runs = Vec::new();
         for pair in 0..pairs {
             progress.show(&format!("pair {} of {pairs}", pair + 1));
             let mut turn = |side| (comparison.run)(&mut self.lab, side);
             let ours = turn(Side::Ours).map_err(|error| format!("ours: {error}"))?;
-            let peer = turn(Side::Peer).map_err(|error| format!("peer: {error}"))?;
+            let peer = turn(Side::Peer).map_err(|error| format!("{PEER}{error}"))?;
             runs.push((ours, peer));
         }
         let path = |pick: fn(&(Run, Run)) -> &Run| {
@@ -266,7 +267,9 @@ impl Runner {
     }
 }
 
-/// Words in an error that make it no failure.
+/// How an error of the peer begins.
+const PEER: &str = "peer: ";
+/// Words for a program that is missing.
 pub const NOT_INSTALLED: &str = "peer not installed";
 
 /// What runs now, on the terminal.

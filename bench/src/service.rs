@@ -9,7 +9,7 @@ use std::str::FromStr;
 pub enum Service {
     /// Reads a cycle to its end and answers how much it was.
     Count,
-    /// Sends a cycle until the client goes.
+    /// After a first byte from the client, sends a cycle until the client goes.
     Endless,
     /// Sends back what comes.
     Echo,

@@ -22,7 +22,7 @@
 //! | TCP 5001 | sink: reads to the end, answers `<bytes> <SHA-256>` |
 //! | TCP 5002 | source: reads `<bytes> <seed>`, sends that much of [`pattern`] |
 //! | TCP 5003 | sink for measurements: reads a [`pattern::Cycle`], answers `<bytes>` |
-//! | TCP 5004 | source for measurements: sends a [`pattern::Cycle`] without end |
+//! | TCP 5004 | source for measurements: reads a byte, sends a [`pattern::Cycle`] without end |
 //! | TCP and UDP 5201 | server for `iperf3 -c` |
 //! | UDP 7 | echo, by a datagram callback |
 //!

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::Result;
 use crate::client::bulk::{receive, send, several};
-use crate::measure::Comparison;
+use crate::client::inside::{self, Does};
+use crate::measure::{Comparison, Side};
 use crate::peer::smoltcp::On;
 use crate::report::{Metric, Path};
 use crate::service::Service;
@@ -30,14 +31,14 @@ pub(super) fn comparisons() -> Vec<Comparison> {
     let mut all = Vec::new();
     for version in [V4, V6] {
         for direction in [ToGuest, FromGuest] {
-            all.push(against(OURS, version, direction, 1, Some(0.8), |service| {
+            all.push(against(OURS, version, direction, Some(0.8), |service| {
                 direct(On::OffloadedTap, service)
             }));
         }
     }
     for version in [V4, V6] {
         for direction in [ToGuest, FromGuest] {
-            all.push(against(OURS, version, direction, 1, Some(4.0), |service| {
+            all.push(against(OURS, version, direction, Some(4.0), |service| {
                 direct(On::PlainTap, service)
             }));
         }
@@ -47,13 +48,27 @@ pub(super) fn comparisons() -> Vec<Comparison> {
         ..OURS
     };
     for direction in [ToGuest, FromGuest] {
-        all.push(against(plain, V4, direction, 1, Some(0.8), |service| {
+        all.push(against(plain, V4, direction, Some(0.8), |service| {
             direct(On::PlainTap, service)
         }));
     }
+    let large = Ours {
+        mtu: 65_520,
+        ..OURS
+    };
     for direction in [ToGuest, FromGuest] {
-        all.push(against(OURS, V4, direction, 1, None, |_| Setup::Veth));
-        all.push(against(OURS, V4, direction, 1, None, |_| Setup::Relay {
+        all.push(against(OURS, V4, direction, Some(2.0), Setup::Passt));
+        for ours in [OURS, large] {
+            let mtu = ours.mtu;
+            for peer in [Setup::Pasta { mtu }, Setup::Slirp { mtu }] {
+                all.push(against(ours, V4, direction, Some(1.0), |_| peer));
+            }
+        }
+        all.push(eight_beside_one(direction));
+    }
+    for direction in [ToGuest, FromGuest] {
+        all.push(against(OURS, V4, direction, None, |_| Setup::Veth));
+        all.push(against(OURS, V4, direction, None, |_| Setup::Relay {
             offloads: true,
             spin: false,
         }));
@@ -71,12 +86,26 @@ fn direct(on: On, service: Service) -> Setup {
     })
 }
 
+/// Eight streams to our guest at once, beside one.
+fn eight_beside_one(direction: Direction) -> Comparison {
+    let name = name(OURS, V4, direction, 8);
+    let metric = Metric::more(&name, "Gbit/s").goal(1.0);
+    let measure = move |target: &mut Target, side: Side, time| {
+        let streams = if side == Side::Ours { 8 } else { 1 };
+        throughput(target, V4, direction, streams, time)
+    };
+    let setup = Setup::Ours(OURS);
+    Comparison {
+        peer_name: "ours, one stream".to_owned(),
+        ..Comparison::of_targets(name, setup, setup, vec![metric], measure)
+    }
+}
+
 /// Ours beside a peer that offers the service.
 fn against(
     ours: Ours,
     version: Version,
     direction: Direction,
-    streams: usize,
     goal: Option<f64>,
     peer: impl Fn(Service) -> Setup,
 ) -> Comparison {
@@ -84,10 +113,10 @@ fn against(
         ToGuest => Service::Count,
         FromGuest => Service::Endless,
     };
-    let name = name(ours, version, direction, streams);
+    let name = name(ours, version, direction, 1);
     let metric = Metric::more(&name, "Gbit/s").goal(goal);
     let measure =
-        move |target: &mut Target, time| throughput(target, version, direction, streams, time);
+        move |target: &mut Target, _: Side, time| throughput(target, version, direction, 1, time);
     let comparison = Comparison::of_targets(
         name,
         Setup::Ours(ours),
@@ -130,6 +159,15 @@ fn throughput(
     streams: usize,
     time: Duration,
 ) -> Result<Vec<f64>> {
+    if let Some(pid) = target.client_in {
+        // The guest is the client, so what goes to the guest it receives.
+        let (does, service) = match direction {
+            ToGuest => (Does::Receive, Service::Endless),
+            FromGuest => (Does::Send, Service::Count),
+        };
+        let host = target.address(version, service);
+        return Ok(vec![inside::bulk(pid, does, host, streams, time)?.gbit()]);
+    }
     let moved = match direction {
         ToGuest => several(streams, time, target.address(version, Service::Count), send),
         FromGuest => several(

@@ -28,7 +28,7 @@ pub(super) fn comparisons() -> Vec<Comparison> {
 fn rate(peer: Setup, goal: Option<f64>) -> Comparison {
     let name = "HTTP, a connection per request";
     let metrics = vec![Metric::more(name, "conn/s").goal(goal)];
-    let measure = |target: &mut Target, time| {
+    let measure = |target: &mut Target, _, time| {
         let address = target.address(Version::V4, Service::Http);
         Ok(vec![http::wrk(address, time)?])
     };
@@ -41,7 +41,7 @@ fn connects() -> Comparison {
         Metric::less(format!("{name}, p99"), "ms"),
         Metric::less(format!("{name}, failed"), "connects").goal(1.0),
     ];
-    let measure = |target: &mut Target, _| {
+    let measure = |target: &mut Target, _, _| {
         let burst = burst::run(target.address(Version::V4, Service::Http), BURST)?;
         Ok(vec![burst.p99_ms, burst.failed as f64])
     };

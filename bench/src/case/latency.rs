@@ -57,7 +57,7 @@ fn against(peer: Setup, len: usize, pause: Duration, goal: Option<f64>) -> Compa
         Metric::less(format!("{name}, p50"), "µs").goal(goal),
         Metric::less(format!("{name}, p99"), "µs"),
     ];
-    let measure = move |target: &mut Target, time| {
+    let measure = move |target: &mut Target, _, time| {
         let address = target.address(Version::V4, Service::Echo);
         let trips = pingpong::run(address, len, pause, time)?;
         Ok(vec![trips.p50_us, trips.p99_us])

@@ -12,7 +12,7 @@ use crate::Result;
 /// Longest read and write, in bytes.
 const PIECE: usize = 128 << 10;
 /// How long a peer may be silent.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What was moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +62,7 @@ pub fn receive(from: SocketAddr, time: Duration) -> Result<Moved> {
     let mut stream = connect(from)?;
     let mut buffer = vec![0; PIECE];
     let mut cycle = Cycle::new(0);
+    stream.write_all(b"!")?;
     let start = Instant::now();
     while start.elapsed() < time {
         let n = stream.read(&mut buffer)?;

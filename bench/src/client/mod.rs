@@ -3,4 +3,5 @@
 pub mod bulk;
 pub mod burst;
 pub mod http;
+pub mod inside;
 pub mod pingpong;

@@ -77,6 +77,7 @@ fn count(mut stream: TcpStream) -> std::io::Result<()> {
 
 fn endless(mut stream: TcpStream) -> std::io::Result<()> {
     let mut cycle = Cycle::new(PIECE);
+    stream.read_exact(&mut [0])?;
     loop {
         let n = stream.write(cycle.next_piece())?;
         cycle.advance(n);

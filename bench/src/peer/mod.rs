@@ -11,6 +11,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use host_bridge::namespace::enter_private_network;
 
 use crate::Result;
 use crate::service::Service;
@@ -24,6 +25,8 @@ pub enum Peer {
         #[arg(long)]
         private: bool,
     },
+    /// Holds a network namespace for others to use.
+    Hold,
     /// One service on smoltcp.
     Smoltcp(smoltcp::Options),
     /// Moves frames between two TAPs.
@@ -38,9 +41,18 @@ impl Peer {
     pub fn run(&self) -> Result<()> {
         match self {
             Self::Kernel { private } => kernel::run(*private),
+            Self::Hold => hold(),
             Self::Smoltcp(options) => smoltcp::run(options),
             Self::Relay(options) => relay::run(options),
         }
+    }
+}
+
+fn hold() -> Result<()> {
+    enter_private_network()?;
+    ready()?;
+    loop {
+        std::thread::park();
     }
 }
 

@@ -66,6 +66,7 @@ fn target(
             name: here.to_owned(),
             faces_target: true,
         },
+        client_in: None,
         processes,
         admin: None,
     };

@@ -4,6 +4,7 @@
 //! Each kind of target has a file that starts it. Everything a target makes lives
 //! in this process's namespace or its children's, and goes with them.
 
+mod behind;
 mod kernel;
 mod ours;
 mod smoltcp;
@@ -38,6 +39,19 @@ pub enum Setup {
         /// The relay never sleeps.
         spin: bool,
     },
+    /// The kernel in another namespace, behind pasta. There the client is the one
+    /// in the namespace.
+    Pasta {
+        /// Longest packet.
+        mtu: u16,
+    },
+    /// The same behind slirp4netns.
+    Slirp {
+        /// Longest packet.
+        mtu: u16,
+    },
+    /// smoltcp in one process, behind passt.
+    Passt(Service),
 }
 
 /// How ours is started.
@@ -89,6 +103,9 @@ impl Setup {
             Self::Veth => kernel::over_veth(),
             Self::Smoltcp(options) => smoltcp::start(options),
             Self::Relay { offloads, spin } => kernel::behind_relay(offloads, spin),
+            Self::Pasta { mtu } => behind::pasta(mtu),
+            Self::Slirp { mtu } => behind::slirp4netns(mtu),
+            Self::Passt(service) => behind::passt(service),
         }
     }
 
@@ -101,6 +118,7 @@ impl Setup {
                 let on = match on {
                     On::PlainTap => "its own TAP device",
                     On::OffloadedTap => "an offloaded TAP",
+                    On::Passt => "passt",
                 };
                 format!("smoltcp on {on}{}", if spin { ", spinning" } else { "" })
             }
@@ -109,6 +127,9 @@ impl Setup {
                 let spin = if spin { ", spinning" } else { "" };
                 format!("two {with}TAPs relayed{spin}")
             }
+            Self::Pasta { mtu } => format!("pasta, MTU {mtu}"),
+            Self::Slirp { mtu } => format!("slirp4netns, MTU {mtu}"),
+            Self::Passt(_) => "smoltcp guest on passt".to_owned(),
         }
     }
 }
@@ -124,6 +145,9 @@ pub struct Target {
     pub all_v4: Vec<IpAddr>,
     /// The interface that its frames pass, and in whose namespace.
     pub interface: Interface,
+    /// Whose namespace the client must be in, where it is the guest that connects
+    /// and `v4` that is the host's address as the guest sees it.
+    pub client_in: Option<u32>,
     /// The processes, by role.
     pub processes: Vec<(&'static str, Helper)>,
     /// The daemon, where there is one to ask.

@@ -44,6 +44,7 @@ pub(super) fn start(options: Ours) -> Result<Target> {
             name: first.tap.clone(),
             faces_target: true,
         },
+        client_in: None,
         processes,
         admin: Some(admin),
     };

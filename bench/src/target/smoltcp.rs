@@ -13,6 +13,7 @@ pub(super) fn start(options: Direct) -> Result<Target> {
     let (vnet, on) = match options.on {
         On::PlainTap => ("", "plain-tap"),
         On::OffloadedTap => ("vnet_hdr", "offloaded-tap"),
+        On::Passt => return Err("passt is no TAP".into()),
     };
     // One of an earlier target may be there still.
     let _ = ip(&format!("link delete {TAP}"));
@@ -37,6 +38,7 @@ pub(super) fn start(options: Direct) -> Result<Target> {
             name: TAP.to_owned(),
             faces_target: true,
         },
+        client_in: None,
         processes: vec![("smoltcp", server)],
         admin: None,
     };

@@ -81,9 +81,13 @@ pub(super) async fn count<L: Link, P: Platform>(stream: TcpStream<L, P>) {
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-/// Sends a [`Cycle`] for as long as somebody takes it.
+/// After a first byte from the client, sends a [`Cycle`] for as long as somebody
+/// takes it.
 pub(super) async fn endless<L: Link, P: Platform>(stream: TcpStream<L, P>) {
     let mut cycle = Cycle::new(PIECE);
+    if stream.recv(&mut [0]).await != Ok(1) {
+        return;
+    }
     while let Ok(n) = stream.send(cycle.next_piece()).await {
         cycle.advance(n);
     }

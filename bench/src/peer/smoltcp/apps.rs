@@ -114,7 +114,12 @@ impl Client {
                     socket.abort();
                     return true;
                 }
-                while socket.can_send() {
+                if socket.can_recv() {
+                    // The byte after which it begins.
+                    self.held.push(0);
+                    let _ = socket.recv_slice(piece);
+                }
+                while !self.held.is_empty() && socket.can_send() {
                     let Ok(n) = socket.send_slice(self.cycle.next_piece()) else {
                         break;
                     };

@@ -5,6 +5,7 @@
 
 mod apps;
 mod offloaded;
+mod passt;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -18,6 +19,7 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 
 use self::apps::Apps;
 use self::offloaded::OffloadedTap;
+use self::passt::Passt;
 use super::{Serve, ready};
 use crate::Result;
 
@@ -36,6 +38,8 @@ pub enum On {
     /// A TAP with a virtio header: checksums left to the kernel, segmentation
     /// too over IPv4; super-frames from the kernel in both versions.
     OffloadedTap,
+    /// passt, which maps its connections to sockets of the host.
+    Passt,
 }
 
 /// Flags of `bench peer smoltcp`.
@@ -45,8 +49,11 @@ pub struct Options {
     #[arg(long)]
     on: On,
     /// Name of the TAP, which exists and is up.
-    #[arg(long)]
+    #[arg(long, default_value = "")]
     tap: String,
+    /// Where what is not on its link goes.
+    #[arg(long)]
+    gateway: Option<Ipv4Addr>,
     /// Its IPv4 address, with a prefix of 24.
     #[arg(long)]
     v4: Ipv4Addr,
@@ -73,17 +80,28 @@ pub(super) fn run(options: &Options) -> Result<()> {
             // SAFETY: the device lives as long as this process, and so does its
             // descriptor.
             let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            serve(options, device, fd)
+            serve(options, device, fd, |_| {})
         }
         On::OffloadedTap => {
             let device = OffloadedTap::open(&options.tap, MTU)?;
             let tap = device.tap();
-            serve(options, device, tap.as_fd())
+            serve(options, device, tap.as_fd(), |_| {})
+        }
+        On::Passt => {
+            let device = Passt::start(MTU)?;
+            let socket = device.socket();
+            serve(options, device, socket.as_fd(), Passt::flush)
         }
     }
 }
 
-fn serve(options: &Options, mut device: impl Device, fd: BorrowedFd<'_>) -> Result<()> {
+/// The loop. `flush` sends what a device gathers.
+fn serve<D: Device>(
+    options: &Options,
+    mut device: D,
+    fd: BorrowedFd<'_>,
+    flush: fn(&mut D),
+) -> Result<()> {
     let address = HardwareAddress::Ethernet(EthernetAddress([2, 0, 0, 0, 0, 1]));
     let mut iface = Interface::new(Config::new(address), &mut device, Instant::now());
     iface.update_ip_addrs(|addresses| {
@@ -94,6 +112,12 @@ fn serve(options: &Options, mut device: impl Device, fd: BorrowedFd<'_>) -> Resu
             addresses.push(cidr).expect("there is room for two");
         }
     });
+    if let Some(gateway) = options.gateway {
+        let routes = iface.routes_mut();
+        routes
+            .add_default_ipv4_route(gateway)
+            .expect("there is room for one");
+    }
     let mut sockets = SocketSet::new(Vec::new());
     let mut apps = Apps::new(&options.serve, options.buffer, &mut sockets);
     ready()?;
@@ -107,6 +131,7 @@ fn serve(options: &Options, mut device: impl Device, fd: BorrowedFd<'_>) -> Resu
         }
         busy |= apps.run(&mut sockets);
         iface.poll_egress(Instant::now(), &mut device, &mut sockets);
+        flush(&mut device);
         if busy || options.spin && apps.active(&sockets) {
             continue;
         }
