@@ -10,4 +10,5 @@ command -v cargo >/dev/null || {
     exit 1
 }
 cargo build --release --locked --quiet -p host-bridge -p demo-guest -p bench
+cargo build --release --locked --quiet -p guest-stack --example cost
 exec "${CARGO_TARGET_DIR:-target}/release/bench" "$@"

@@ -1,5 +1,6 @@
 //! What the stack costs: instructions and time for a connection that comes and
-//! goes, and for a segment, with few and with many connections around.
+//! goes, for a segment and for a poll, with few and with many connections around,
+//! and the memory of one that is idle. `scripts/bench.sh flat` compares them.
 //!
 //! ```text
 //! cargo run --release -p guest-stack --example cost -- accept 20000
@@ -265,6 +266,14 @@ fn report(what: &str, count: usize, start: Clock) {
     println!("{what}: {ns} ns each, {count} times");
 }
 
+/// Memory of this process in KiB, as Linux counts it.
+fn resident_kib() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.unwrap().split_whitespace().next().unwrap();
+    number.parse().unwrap()
+}
+
 fn main() {
     let mut args = std::env::args().skip(1);
     let what = args.next().unwrap_or_else(|| "all".into());
@@ -303,6 +312,30 @@ fn main() {
             }
             report(&name, count, start);
         }
+    }
+    for others in [1, 100, 1000, 10_000] {
+        let name = format!("poll-of-{others}");
+        if all || what == name {
+            let mut world = World::new(2048);
+            let open: Vec<_> = (0..others).map(|_| world.connect()).collect();
+            let start = Clock::now();
+            for _ in 0..count {
+                // So late that the stack has to look, and too early for a timer.
+                world.now += Duration::from_micros(1);
+                world.poll();
+            }
+            report(&name, count, start);
+            black_box(open);
+        }
+    }
+    if all || what == "memory" {
+        const IDLE: usize = 10_000;
+        let mut world = World::new(bytes);
+        let before = resident_kib();
+        let open: Vec<_> = (0..IDLE).map(|_| world.connect()).collect();
+        let grown = (resident_kib() - before) * 1024 / IDLE;
+        println!("memory: {grown} bytes each, {IDLE} idle connections");
+        black_box(open);
     }
     if all || what == "bulk-in" {
         let mut world = World::new(262_143);

@@ -2,6 +2,7 @@
 
 mod bulk;
 mod connections;
+mod flat;
 mod idle;
 mod latency;
 mod link;
@@ -15,6 +16,7 @@ pub fn all() -> Vec<Comparison> {
     all.extend(bulk::comparisons());
     all.extend(latency::comparisons());
     all.extend(idle::comparisons());
+    all.extend(flat::comparisons());
     all.extend(connections::comparisons());
     all.extend(many::comparisons());
     all
