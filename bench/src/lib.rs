@@ -24,6 +24,7 @@ pub mod peer;
 pub mod target;
 pub mod client;
 pub mod measure;
+pub mod plot;
 pub mod case;
 
 /// What can go wrong, in words for who runs the benchmark.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bench::client::inside;
 use bench::measure::{Plan, Runner};
 use bench::peer::Peer;
-use bench::report::heading;
-use bench::{Result, case};
+use bench::report::{Case, heading};
+use bench::{Result, case, plot};
 use clap::{Parser, Subcommand};
 use host_bridge::namespace::enter_private_network;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -36,6 +36,12 @@ struct Options {
     /// Where to write a JSON line per case.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// A directory for figures, as SVG and PNG.
+    #[arg(long)]
+    plots: Option<PathBuf>,
+    /// Draw the figures from such a file of JSON lines, and run nothing.
+    #[arg(long, requires = "plots", conflicts_with = "json")]
+    from: Option<PathBuf>,
     /// Name the comparisons and run none.
     #[arg(long)]
     list: bool,
@@ -73,6 +79,16 @@ fn main() -> ExitCode {
 
 /// Says whether every comparison gave a figure.
 fn run(options: &Options) -> Result<bool> {
+    if let Some(file) = &options.from {
+        let text = std::fs::read_to_string(file)?;
+        // Lines without a figure say why there is none.
+        let cases: Vec<Case> = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        plot(options, &cases)?;
+        return Ok(true);
+    }
     let mut comparisons = case::all();
     comparisons.retain(|comparison| {
         let text = format!("{} | {}", comparison.name, comparison.peer_name);
@@ -87,7 +103,7 @@ fn run(options: &Options) -> Result<bool> {
     if comparisons.is_empty() {
         return Err("no comparison has such a name; --list names them".into());
     }
-    let (pairs, time_ms) = if options.full { (7, 1000) } else { (3, 300) };
+    let (pairs, time_ms) = if options.full { (7, 1000) } else { (3, 150) };
     let plan = Plan {
         pairs: options.pairs.unwrap_or(pairs).max(1),
         time: Duration::from_millis(options.time_ms.unwrap_or(time_ms)),
@@ -98,7 +114,17 @@ fn run(options: &Options) -> Result<bool> {
     println!("{}", heading());
     let mut runner = Runner::new(plan, json);
     runner.run(comparisons)?;
+    plot(options, runner.cases())?;
     Ok(runner.failed() == 0)
+}
+
+fn plot(options: &Options, cases: &[Case]) -> Result<()> {
+    if let Some(directory) = &options.plots {
+        for file in plot::draw(cases, directory)? {
+            println!("drawn: {}", file.display());
+        }
+    }
+    Ok(())
 }
 
 /// Room for ten thousand connections, in this process, its children and this

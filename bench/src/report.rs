@@ -1,9 +1,9 @@
 //! One JSON line per case, and a table for people.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Which way is better.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Better {
     /// As with throughput.
@@ -57,7 +57,7 @@ impl Metric {
 
 /// Mean size of the packets that passed the interface during the runs, in bytes:
 /// super-frames or not.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Path {
     /// Towards the target.
     pub to_target: f64,
@@ -66,7 +66,7 @@ pub struct Path {
 }
 
 /// One case: ours beside one peer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Case {
     /// What was measured.
     pub case: String,
