@@ -17,10 +17,12 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | [`error`] | what the environment can refuse, in words that say what to do |
+//! | `units` | numbers with a unit, in settings |
 //! | `log_limit` | a bound on the lines that others make the daemon log |
 //! | [`counters`] | frames in, out, and dropped by reason; the ledger |
 //! | [`filter`] | may this guest send this frame? A pure function |
 //! | [`impair`] | loss, delay, reordering and so on, on purpose |
+//! | [`limit`] | bytes and frames per second, without harm |
 //! | [`netlink`] | MTU, addresses and bridges of host interfaces |
 //! | [`tap`] | a TAP: opened, read and written |
 //! | [`probe`] | small clients that check a guest from the host's side |
@@ -83,11 +85,13 @@
 pub mod error;
 
 mod log_limit;
+mod units;
 
 pub mod counters;
 
 pub mod filter;
 pub mod impair;
+pub mod limit;
 
 pub mod netlink;
 pub mod tap;

@@ -11,6 +11,7 @@ use shm_link::offload::Offloads;
 
 use crate::filter::Filter;
 use crate::impair::ImpairConfig;
+use crate::limit::Limits;
 
 /// The rules for the frames of one port.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub(crate) struct Policy {
     pub(crate) offloads_to_host: Offloads,
     /// What frames from the kernel may leave to the guest.
     pub(crate) offloads_to_guest: Offloads,
+    /// How much may pass.
+    pub(crate) limits: Limits,
     /// Fault injection on the way from guest to host.
     pub(crate) impair_to_host: ImpairConfig,
     /// Fault injection on the way from host to guest.

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 
 use crate::filter::{Filter, FilterConfig};
 use crate::impair::ImpairConfig;
+use crate::limit::Limits;
 use crate::policy::{Policy, PolicyWatch, Stop};
 
 /// How far a port's guest is.
@@ -106,6 +107,7 @@ impl Session {
         mut network: NetworkConfig,
         capable: Offloads,
         filter: FilterConfig,
+        limits: Limits,
         impair_to_host: ImpairConfig,
         impair_to_guest: ImpairConfig,
     ) -> Result<Self, ConfigError> {
@@ -117,6 +119,7 @@ impl Session {
             mtu: network.mtu,
             offloads_to_host: Offloads::NONE,
             offloads_to_guest: Offloads::NONE,
+            limits,
             impair_to_host,
             impair_to_guest,
             stop: None,
@@ -164,6 +167,15 @@ impl Session {
             policy.impair_to_host.clone(),
             policy.impair_to_guest.clone(),
         )
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.policy.borrow().limits
+    }
+
+    /// Changes how much may pass; the guest need not know.
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.change_policy(|policy| policy.limits = limits);
     }
 
     pub(crate) fn wants_input(&self) -> bool {

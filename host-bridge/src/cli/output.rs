@@ -135,6 +135,14 @@ fn notes(port: &PortStatus) -> Vec<String> {
             notes.push(format!("dropped {direction}: {}", reasons.join(", ")));
         }
     }
+    for (direction, limit) in [
+        ("to host", &port.limit_to_host),
+        ("to guest", &port.limit_to_guest),
+    ] {
+        if !limit.is_empty() {
+            notes.push(format!("limited {direction}: {limit}"));
+        }
+    }
     let impaired = [
         (
             "to host",
@@ -213,6 +221,8 @@ mod tests {
             carrier: true,
             addresses: vec!["10.0.0.2/30".into(), "fd77::2/126".into()],
             serial: 1,
+            limit_to_host: String::new(),
+            limit_to_guest: String::new(),
             impair_to_host: "loss=5%".into(),
             impair_to_guest: String::new(),
             age_seconds: 1,

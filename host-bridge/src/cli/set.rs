@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::{AdminArgs, Failure, output};
 use crate::impair::ImpairConfig;
+use crate::limit::LimitConfig;
 use crate::port::PortChange;
 
 /// Flags of `set`.
@@ -42,6 +43,15 @@ pub(super) struct SetArgs {
     #[arg(long = "gateway", value_name = "IP", group = "change")]
     gateways: Vec<IpAddr>,
 
+    /// How much the guest may send, such as rate=100mbit,frames=20000; "off" ends
+    /// the limit.
+    #[arg(long, value_name = "TEXT", group = "change")]
+    limit_to_host: Option<LimitConfig>,
+
+    /// The same for frames to the guest.
+    #[arg(long, value_name = "TEXT", group = "change")]
+    limit_to_guest: Option<LimitConfig>,
+
     /// Harm frames from the guest on purpose, such as loss=1%,delay=20ms; "off"
     /// ends it.
     #[arg(long, value_name = "TEXT", group = "change")]
@@ -64,6 +74,8 @@ pub(super) fn main(args: SetArgs) -> Result<(), Failure> {
         carrier: args.carrier.map(|switch| switch == Switch::On),
         addresses: (!args.addresses.is_empty()).then_some(args.addresses),
         gateways: (!args.gateways.is_empty()).then_some(args.gateways),
+        limit_to_host: args.limit_to_host,
+        limit_to_guest: args.limit_to_guest,
         impair_to_host: args.impair_to_host,
         impair_to_guest: args.impair_to_guest,
     };

@@ -18,6 +18,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::units::{RATE_UNITS, SIZE_UNITS, Scaled, TIME_UNITS, digits, parse_scaled};
+
 const MAX_DELAY: Duration = Duration::from_secs(60);
 const MIN_RATE: u64 = 1_000;
 const MAX_RATE: u64 = 1_000_000_000_000;
@@ -138,23 +140,6 @@ pub enum ImpairParseError {
     },
 }
 
-/// A unit's name and how many of the smallest unit it is, greatest first.
-type Units = &'static [(&'static str, u64)];
-
-const TIME_UNITS: Units = &[
-    ("s", 1_000_000_000),
-    ("ms", 1_000_000),
-    ("us", 1_000),
-    ("ns", 1),
-];
-const RATE_UNITS: Units = &[
-    ("gbit", 1_000_000_000),
-    ("mbit", 1_000_000),
-    ("kbit", 1_000),
-    ("bit", 1),
-];
-const SIZE_UNITS: Units = &[("mib", 1 << 20), ("kib", 1 << 10), ("b", 1)];
-
 const EXPECT_CHANCE: &str =
     "a percentage from 0% to 100% with at most four decimals is expected, such as 0.5%";
 const EXPECT_TIME: &str = "a whole time up to 60s is expected, such as 20ms (units ns, us, ms, s)";
@@ -268,12 +253,6 @@ impl ImpairConfig {
     }
 }
 
-fn digits(text: &str) -> Option<u64> {
-    // Integer parsing accepts a sign, this text does not.
-    text.bytes().all(|b| b.is_ascii_digit()).then_some(())?;
-    text.parse().ok()
-}
-
 fn parse_chance(text: &str) -> Option<Chance> {
     let number = text.strip_suffix('%')?.trim_end();
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
@@ -290,28 +269,6 @@ fn parse_chance(text: &str) -> Option<Chance> {
 fn parse_time(text: &str) -> Option<Duration> {
     let time = Duration::from_nanos(parse_scaled(text, TIME_UNITS)?);
     (time <= MAX_DELAY).then_some(time)
-}
-
-fn parse_scaled(text: &str, units: Units) -> Option<u64> {
-    let end = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(end);
-    let &(_, scale) = units.iter().find(|(name, _)| *name == unit)?;
-    digits(number)?.checked_mul(scale)
-}
-
-/// Writes a value in the greatest unit that it is a whole number of.
-struct Scaled(u64, Units);
-
-impl fmt::Display for Scaled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(value, units) = *self;
-        for (name, scale) in units {
-            if value.is_multiple_of(*scale) {
-                return write!(f, "{}{name}", value / scale);
-            }
-        }
-        write!(f, "{value}")
-    }
 }
 
 impl fmt::Display for ImpairConfig {

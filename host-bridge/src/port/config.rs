@@ -11,6 +11,7 @@ use shm_link::control::{NetworkConfig, Prefixed};
 
 use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
+use crate::limit::{LimitConfig, Limits};
 use crate::tap::TapSource;
 
 /// Everything a port needs besides the guest itself.
@@ -31,6 +32,8 @@ pub struct PortConfig {
     pub offloads: bool,
     /// What the guest's frames are checked for.
     pub filter: FilterConfig,
+    /// How much the guest may move; default no limits.
+    pub limits: Limits,
     /// Fault injection from guest to host; default none.
     pub impair_to_host: ImpairConfig,
     /// Fault injection from host to guest; default none.
@@ -48,6 +51,7 @@ impl PortConfig {
             host_addresses: Vec::new(),
             offloads: true,
             filter: FilterConfig::default(),
+            limits: Limits::default(),
             impair_to_host: ImpairConfig::default(),
             impair_to_guest: ImpairConfig::default(),
         }
@@ -67,6 +71,10 @@ pub struct PortChange {
     pub addresses: Option<Vec<IpNet>>,
     /// The default routers, all of them.
     pub gateways: Option<Vec<IpAddr>>,
+    /// How much may pass from guest to host.
+    pub limit_to_host: Option<LimitConfig>,
+    /// How much may pass from host to guest.
+    pub limit_to_guest: Option<LimitConfig>,
     /// Fault injection from guest to host.
     pub impair_to_host: Option<ImpairConfig>,
     /// Fault injection from host to guest.

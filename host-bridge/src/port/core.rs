@@ -17,6 +17,7 @@ use super::status::{Command, PortEnd, PortHandle, Shown, View};
 use super::tap::{TapPlan, prepare_tap, set_mtu};
 use crate::counters::PortCounters;
 use crate::error::BridgeError;
+use crate::limit::{LimitConfig, Limiter, Limits};
 use crate::log_limit::{Lines, LogLimit};
 use crate::netlink::Netlink;
 use crate::policy::Stop;
@@ -28,6 +29,10 @@ use crate::tap::{Tap, TapKind};
 pub(super) const BUDGET_MESSAGES: usize = 16;
 /// Lines of a guest that one port puts into the log per second.
 const LOG_LINES_PER_SECOND: u32 = 10;
+/// Control messages of a guest that are taken per second, after a burst of as many as
+/// a guest in order never sends: a greeting takes two, a change one, and a program may
+/// report and ping. A message costs the daemon some microseconds.
+const MESSAGES: LimitConfig = LimitConfig::frames(1000);
 /// Commands that wait for the port's task; whoever sends more waits as well.
 const INBOX_LEN: usize = 16;
 /// How long a guest waits at the most for its TAP's queue to start. It takes
@@ -54,6 +59,9 @@ pub(super) struct Core {
     shown: Arc<Shown>,
     pending: Vec<Pending>,
     log: LogLimit,
+    messages: Limiter,
+    /// The guest was told of in the log for its messages.
+    warned: bool,
 }
 
 impl Core {
@@ -88,6 +96,7 @@ impl Core {
             config.network.clone(),
             capable,
             config.filter,
+            config.limits,
             config.impair_to_host,
             config.impair_to_guest,
         )
@@ -110,6 +119,7 @@ impl Core {
                 state: session.state().clone(),
                 guest: String::new(),
                 network: config.network,
+                limits: session.limits(),
                 impair_to_host,
                 impair_to_guest,
             }),
@@ -123,6 +133,8 @@ impl Core {
             shown: shown.clone(),
             pending: Vec::new(),
             log: LogLimit::new(LOG_LINES_PER_SECOND),
+            messages: Limiter::new(MESSAGES),
+            warned: false,
         };
         Ok((core, PortHandle { shown, commands }))
     }
@@ -140,8 +152,27 @@ impl Core {
         }
     }
 
+    /// Until when the guest's messages wait because there were too many.
+    pub(super) fn message_pause(&self) -> Option<Instant> {
+        self.messages.pause(Instant::now())
+    }
+
+    /// Whether a message of the guest may be taken now.
+    pub(super) fn takes_message(&mut self) -> bool {
+        let paused = self.message_pause().is_some();
+        if paused && !self.warned {
+            self.warned = true;
+            log::warn!(
+                "port {}: the guest sends more control messages than are taken: they wait",
+                self.shown.name
+            );
+        }
+        !paused && self.session.wants_input()
+    }
+
     /// Takes one message of the guest and does what follows from it.
     pub(super) async fn handle_message(&mut self, message: &[u8]) -> Result<(), PortEnd> {
+        self.messages.charge(Instant::now(), 0);
         for action in self.session.handle_message(message)? {
             self.act(action).await;
         }
@@ -215,6 +246,13 @@ impl Core {
             change.impair_to_host.clone(),
             change.impair_to_guest.clone(),
         );
+        if updated.is_ok() {
+            let before = self.session.limits();
+            self.session.set_limits(Limits {
+                to_host: change.limit_to_host.unwrap_or(before.to_host),
+                to_guest: change.limit_to_guest.unwrap_or(before.to_guest),
+            });
+        }
         let serial = match updated {
             Ok(Some(serial)) => serial,
             Ok(None) => {
@@ -295,6 +333,7 @@ impl Core {
         {
             view.network = agreed.clone();
         }
+        view.limits = self.session.limits();
         (view.impair_to_host, view.impair_to_guest) = self.session.impairments();
     }
 }

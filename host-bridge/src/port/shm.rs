@@ -25,7 +25,7 @@ use crate::bell::{Doorbells, GuestBell, HostBell};
 use crate::error::BridgeError;
 use crate::netlink::Netlink;
 use crate::policy::Stop;
-use crate::pump::{ControlWatch, PumpEnd, ShmPump};
+use crate::pump::{ControlWatch, PumpEnd, ShmPump, sleep_until};
 use crate::tap::TapKind;
 
 /// Makes the port's TAP, publishes the memory map in `region`, and starts to
@@ -126,6 +126,7 @@ impl Task {
             }
             let command = tokio::select! {
                 () = self.rung.notified(), if !self.closed => None,
+                () = sleep_until(self.core.message_pause()) => None,
                 Some(command) = self.core.inbox.recv() => Some(command),
                 Some(end) = pump.join_next() => return Err(match end {
                     Ok(end) => end.into(),
@@ -147,7 +148,7 @@ impl Task {
         let mut wake = Wake::NotNeeded;
         for _ in 0..BUDGET_MESSAGES {
             wake = wake.or(self.transmit()?);
-            if !self.core.session.wants_input() {
+            if !self.core.takes_message() {
                 // Answers first: the guest has to make room for them.
                 busy = false;
                 break;
@@ -179,7 +180,7 @@ impl Task {
             return Ok(Arm::Sleep);
         }
         let wants_room = self.core.session.poll_transmit().is_some();
-        let wants_input = self.core.session.wants_input();
+        let wants_input = self.core.takes_message();
         if wants_room && self.control_tx.arm(MAX_CONTROL_LEN)? == Arm::Awake {
             return self.awake();
         }

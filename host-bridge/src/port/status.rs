@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::config::PortChange;
 use crate::counters::{PortCounters, PortSnapshot};
 use crate::impair::ImpairConfig;
+use crate::limit::{LimitConfig, Limits};
 use crate::pump::PumpEnd;
 use crate::session::PortState;
 
@@ -39,6 +40,12 @@ pub struct PortStatus {
     pub addresses: Vec<String>,
     /// The serial of the guest's configuration.
     pub serial: u32,
+    /// How much may pass from guest to host; empty: no limit.
+    #[serde(default)]
+    pub limit_to_host: String,
+    /// How much may pass from host to guest; empty: no limit.
+    #[serde(default)]
+    pub limit_to_guest: String,
     /// Fault injection from guest to host; empty: none.
     pub impair_to_host: String,
     /// Fault injection from host to guest; empty: none.
@@ -114,6 +121,7 @@ pub(super) struct View {
     pub(super) state: PortState,
     pub(super) guest: String,
     pub(super) network: NetworkConfig,
+    pub(super) limits: Limits,
     pub(super) impair_to_host: ImpairConfig,
     pub(super) impair_to_guest: ImpairConfig,
 }
@@ -157,6 +165,10 @@ impl PortHandle {
                 config.to_string()
             }
         };
+        let shown_limit = |limit: LimitConfig| match limit.is_off() {
+            true => String::new(),
+            false => limit.to_string(),
+        };
         PortStatus {
             name: shown.name.clone(),
             tap: shown.tap.clone(),
@@ -167,6 +179,8 @@ impl PortHandle {
             carrier: network.carrier,
             addresses: v4.chain(v6).collect(),
             serial: network.serial,
+            limit_to_host: shown_limit(view.limits.to_host),
+            limit_to_guest: shown_limit(view.limits.to_guest),
             impair_to_host: shown_impair(&view.impair_to_host),
             impair_to_guest: shown_impair(&view.impair_to_guest),
             age_seconds: shown.born.elapsed().as_secs(),

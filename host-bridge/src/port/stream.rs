@@ -77,13 +77,14 @@ impl Task {
                 Err(PumpEnd::Closed) => return self.drain().await,
                 Err(end) => return Err(end.into()),
             };
-            let takes_input = self.core.session.wants_input();
+            let pause = self.pump.input_pause().max(self.core.message_pause());
+            let takes_input = pause.is_none() && self.core.session.wants_input();
             let command = if more || !self.pump.may_sleep(takes_input, stopped)? {
                 tokio::task::yield_now().await;
                 self.core.inbox.try_recv().ok()
             } else {
                 tokio::select! {
-                    woken = self.pump.sleep(takes_input, stopped) => {
+                    woken = self.pump.sleep(takes_input, pause, stopped) => {
                         woken?;
                         None
                     }
@@ -106,7 +107,7 @@ impl Task {
             if budget == 0 {
                 return Ok(true);
             }
-            if !self.core.session.wants_input() {
+            if self.pump.input_pause().is_some() || !self.core.takes_message() {
                 // Answers first: the guest has to make room for them.
                 return Ok(false);
             }
@@ -134,9 +135,13 @@ impl Task {
     /// The guest takes nothing any more. What it sent before is still to be
     /// delivered.
     async fn drain(&mut self) -> Result<Infallible, PortEnd> {
-        while self.take_input().await? {
-            tokio::task::yield_now().await;
+        loop {
+            let more = self.take_input().await?;
+            match self.pump.input_pause().max(self.core.message_pause()) {
+                Some(until) => tokio::time::sleep_until(until.into()).await,
+                None if more => tokio::task::yield_now().await,
+                None => return Err(PortEnd::Closed),
+            }
         }
-        Err(PortEnd::Closed)
     }
 }

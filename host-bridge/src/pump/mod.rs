@@ -29,6 +29,7 @@ use tokio::io::unix::AsyncFd;
 use crate::bell::{GuestBell, HostBell};
 use crate::counters::{DirectionCounters, DropReason, PortCounters};
 use crate::impair::{Enqueued, Impair, ImpairedFrame};
+use crate::limit::Limiter;
 use crate::policy::{PolicyWatch, Stop};
 use crate::tap::Tap;
 
@@ -118,8 +119,16 @@ fn forget(stage: &mut Impair, counters: &DirectionCounters) {
     counters.dropped_many(DropReason::Closed, held as u64);
 }
 
+/// When the next frame may pass; `None`: now, or no limit is set.
+fn paused(limit: &Limiter) -> Option<Instant> {
+    match limit.is_off() {
+        true => None,
+        false => limit.pause(Instant::now()),
+    }
+}
+
 /// Sleeps until `deadline`, or for ever without one.
-async fn sleep_until(deadline: Option<Instant>) {
+pub(crate) async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,

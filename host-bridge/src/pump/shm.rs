@@ -125,16 +125,19 @@ impl ShmPump {
     /// Sleeps until the guest rings, the TAP has a frame, a held frame is due, or
     /// the policy changes.
     async fn sleep(&mut self, policy: &Policy, stopped: Turn) -> Result<(), PumpEnd> {
-        // Before the guest is ready nobody looks at its frames.
-        if policy.ready && self.to_host.arm()? == Arm::Awake {
+        let (paused, given_later) = (self.to_host.paused(), stopped.until());
+        // Before the guest is ready nobody looks at its frames, nor while more of
+        // them may not pass.
+        if policy.ready && paused.is_none() && self.to_host.arm()? == Arm::Awake {
             return Ok(());
         }
         if stopped == Turn::RingFull && self.to_guest.arm(policy)? == Arm::Awake {
             self.to_host.disarm();
             return Ok(());
         }
-        let due = [self.to_host.poll_at(), self.to_guest.poll_at()];
-        let due = due.into_iter().flatten().min();
+        let held = [self.to_host.poll_at(), self.to_guest.poll_at()];
+        let due = held.into_iter().chain([paused, given_later]);
+        let due = due.flatten().min();
         tokio::select! {
             () = rung(&self.bell) => self.to_host.woken(),
             ready = tap_readable(&self.shared.tap), if stopped == Turn::TapEmpty => {

@@ -18,10 +18,13 @@ use shm_link::stream::{Framing, StreamLink};
 use tokio::io::unix::AsyncFd;
 
 use super::kernel::{admit, read, write};
-use super::{BUDGET_FRAMES, PumpEnd, PumpShared, forget, impair, sleep_until, tap_readable};
+use super::{
+    BUDGET_FRAMES, PumpEnd, PumpShared, forget, impair, paused, sleep_until, tap_readable,
+};
 use crate::counters::DropReason;
 use crate::filter::{HEAD_LEN, Verdict};
 use crate::impair::{Impair, ImpairedFrame};
+use crate::limit::Limiter;
 use crate::policy::Policy;
 use crate::tap::RawSlice;
 
@@ -38,6 +41,8 @@ pub(crate) struct StreamPump {
     shared: PumpShared,
     to_host: Impair,
     to_guest: Impair,
+    limit_to_host: Limiter,
+    limit_to_guest: Limiter,
     /// A frame that left the impairment stage and found no room in the stream.
     waiting: Option<ImpairedFrame>,
     /// Whether frames may gather in the link's buffer. On a slow line they would
@@ -58,6 +63,8 @@ pub(crate) enum Turn {
     Full,
     /// The guest may have nothing now.
     Held,
+    /// It may have nothing before this time.
+    Paused(Instant),
 }
 
 impl StreamPump {
@@ -72,11 +79,12 @@ impl StreamPump {
         let link = link.map_err(io::Error::other)?;
         // SAFETY: a StreamFd is open as long as it exists and never changes.
         let fd = unsafe { AsyncFd::register(fd) }.map_err(|refused| refused.into_parts().1)?;
-        let (to_host, to_guest) = {
+        let (to_host, to_guest, limits) = {
             let policy = shared.policy.borrow();
             (
                 Impair::new(policy.impair_to_host.clone()),
                 Impair::new(policy.impair_to_guest.clone()),
+                policy.limits,
             )
         };
         Ok(Self {
@@ -85,6 +93,8 @@ impl StreamPump {
             shared,
             to_host,
             to_guest,
+            limit_to_host: Limiter::new(limits.to_host),
+            limit_to_guest: Limiter::new(limits.to_guest),
             waiting: None,
             batches,
             damaged: 0,
@@ -103,6 +113,7 @@ impl StreamPump {
         if self.to_host.config() != &policy.impair_to_host {
             self.to_host.set_config(policy.impair_to_host.clone());
         }
+        self.limit_to_host.set_config(policy.limits.to_host);
         let taken = self.take(&policy, budget);
         self.count_damaged();
         taken
@@ -111,8 +122,10 @@ impl StreamPump {
     fn take(&mut self, policy: &Policy, budget: &mut usize) -> Result<(), PumpEnd> {
         let counters = &self.shared.counters.guest_to_host;
         let impaired = !self.to_host.is_transparent();
+        let limited = (!self.limit_to_host.is_off()).then(Instant::now);
+        let limit = &mut self.limit_to_host;
         let (rx, _) = self.link.split();
-        while *budget > 0 {
+        while *budget > 0 && limited.is_none_or(|now| limit.pause(now).is_none()) {
             let Some((offload, frame)) = rx.peek()? else {
                 break;
             };
@@ -131,6 +144,9 @@ impl StreamPump {
                 Ok(()) => write_to_tap(&self.shared, offload, frame)?,
             }
             rx.consume();
+            if let Some(now) = limited {
+                limit.charge(now, len);
+            }
             *budget -= 1;
         }
         if impaired {
@@ -141,6 +157,12 @@ impl StreamPump {
             }
         }
         Ok(())
+    }
+
+    /// Until when the guest's frames, and what stands behind them, wait in the
+    /// stream.
+    pub(crate) fn input_pause(&self) -> Option<Instant> {
+        paused(&self.limit_to_host)
     }
 
     fn count_damaged(&mut self) {
@@ -159,6 +181,7 @@ impl StreamPump {
         if self.to_guest.config() != &policy.impair_to_guest {
             self.to_guest.set_config(policy.impair_to_guest.clone());
         }
+        self.limit_to_guest.set_config(policy.limits.to_guest);
         let stopped = self.give(&policy)?;
         self.link.split().1.flush();
         Ok(stopped)
@@ -173,6 +196,9 @@ impl StreamPump {
             return Ok(Turn::Full);
         }
         for _ in 0..BUDGET_FRAMES {
+            if let Some(until) = paused(&self.limit_to_guest) {
+                return Ok(Turn::Paused(until));
+            }
             let moved = if impaired {
                 self.read_aside(policy)?
             } else {
@@ -199,6 +225,9 @@ impl StreamPump {
         };
         let counters = &self.shared.counters.host_to_guest;
         counters.frame_in(len);
+        if !self.limit_to_guest.is_off() {
+            self.limit_to_guest.charge(Instant::now(), len);
+        }
         match policy.filter.check_to_guest(&room[..len.min(HEAD_LEN)]) {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
@@ -221,6 +250,9 @@ impl StreamPump {
         bytes.truncate(len);
         let counters = &self.shared.counters.host_to_guest;
         counters.frame_in(len);
+        if !self.limit_to_guest.is_off() {
+            self.limit_to_guest.charge(Instant::now(), len);
+        }
         match policy.filter.check_to_guest(&bytes[..len.min(HEAD_LEN)]) {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
@@ -260,14 +292,23 @@ impl StreamPump {
         Ok(stopped != Turn::Full || self.link.wants_write())
     }
 
-    /// Sleeps until there may be something to do. Dropping the future loses
-    /// nothing.
-    pub(crate) async fn sleep(&mut self, takes_input: bool, stopped: Turn) -> Result<(), PumpEnd> {
+    /// Sleeps until there may be something to do, or until `pause` is over. Dropping
+    /// the future loses nothing.
+    pub(crate) async fn sleep(
+        &mut self,
+        takes_input: bool,
+        pause: Option<Instant>,
+        stopped: Turn,
+    ) -> Result<(), PumpEnd> {
         let counters = &self.shared.counters;
         // Readiness is forgotten before the work that it announces, and the work
         // goes on until the descriptor itself says that there is no more: what
         // comes after that is a new edge.
         let gives = stopped == Turn::TapEmpty;
+        let more_at = match stopped {
+            Turn::Paused(until) => Some(until),
+            Turn::Budget | Turn::TapEmpty | Turn::Full | Turn::Held => None,
+        };
         let woken = tokio::select! {
             ready = self.fd.readable(), if takes_input => {
                 ready.map(|mut ready| ready.clear_ready()).map(|()| &counters.guest_to_host)
@@ -278,6 +319,8 @@ impl StreamPump {
             ready = tap_readable(&self.shared.tap), if gives => {
                 ready.map(|()| &counters.host_to_guest)
             }
+            () = sleep_until(more_at) => Ok(&counters.host_to_guest),
+            () = sleep_until(pause) => Ok(&counters.guest_to_host),
             () = sleep_until(self.to_guest.poll_at()), if gives => Ok(&counters.host_to_guest),
             () = sleep_until(self.to_host.poll_at()) => Ok(&counters.guest_to_host),
         };

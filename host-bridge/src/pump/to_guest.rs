@@ -10,11 +10,12 @@ use shm_link::record::RecordWriter;
 use shm_link::ring::Arm;
 
 use super::kernel::read;
-use super::{BUDGET_FRAMES, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, ring};
+use super::{BUDGET_FRAMES, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, paused, ring};
 use crate::bell::GuestBell;
 use crate::counters::DropReason;
 use crate::filter::{HEAD_LEN, Verdict};
 use crate::impair::{Impair, ImpairedFrame};
+use crate::limit::Limiter;
 use crate::policy::Policy;
 
 /// The way from a guest's TAP to its ring.
@@ -25,6 +26,7 @@ pub(super) struct ToGuest {
     stage: Impair,
     /// A frame that left the impairment stage and found the ring full.
     waiting: Option<ImpairedFrame>,
+    limit: Limiter,
     /// Bytes of frames that the guest was not shown yet.
     unpublished: usize,
 }
@@ -40,17 +42,31 @@ pub(super) enum Turn {
     RingFull,
     /// The guest may have nothing now.
     Held,
+    /// It may have nothing before this time.
+    Paused(Instant),
+}
+
+impl Turn {
+    /// Until when the guest may have nothing.
+    pub(super) fn until(self) -> Option<Instant> {
+        match self {
+            Self::Paused(until) => Some(until),
+            Self::Budget | Self::TapEmpty | Self::RingFull | Self::Held => None,
+        }
+    }
 }
 
 impl ToGuest {
     pub(super) fn new(frames: RecordWriter, ring_guest: GuestBell, shared: PumpShared) -> Self {
         let stage = Impair::new(shared.policy.borrow().impair_to_guest.clone());
+        let limit = Limiter::new(shared.policy.borrow().limits.to_guest);
         Self {
             frames,
             ring_guest,
             shared,
             stage,
             waiting: None,
+            limit,
             unpublished: 0,
         }
     }
@@ -61,6 +77,7 @@ impl ToGuest {
         if self.stage.config() != &policy.impair_to_guest {
             self.stage.set_config(policy.impair_to_guest.clone());
         }
+        self.limit.set_config(policy.limits.to_guest);
         let mut moved = 0;
         let stopped = self.work(policy, &mut moved);
         self.unpublished = 0;
@@ -116,6 +133,9 @@ impl ToGuest {
             return Ok(Turn::RingFull);
         }
         while *moved < BUDGET_FRAMES {
+            if let Some(until) = paused(&self.limit) {
+                return Ok(Turn::Paused(until));
+            }
             let stopped = if impaired {
                 self.read_aside(policy)?
             } else {
@@ -142,6 +162,9 @@ impl ToGuest {
         };
         let counters = &self.shared.counters.host_to_guest;
         counters.frame_in(len);
+        if !self.limit.is_off() {
+            self.limit.charge(Instant::now(), len);
+        }
         let mut head = [0; HEAD_LEN];
         let head_len = len.min(HEAD_LEN);
         // SAFETY: `room` holds `len >= head_len` bytes; `head` is private. The
@@ -174,6 +197,9 @@ impl ToGuest {
         bytes.truncate(len);
         let counters = &self.shared.counters.host_to_guest;
         counters.frame_in(len);
+        if !self.limit.is_off() {
+            self.limit.charge(Instant::now(), len);
+        }
         match policy.filter.check_to_guest(&bytes[..len.min(HEAD_LEN)]) {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {

@@ -11,11 +11,12 @@ use shm_link::record::{Record, RecordReader};
 use shm_link::ring::Arm;
 
 use super::kernel::{admit, write};
-use super::{BUDGET_FRAMES, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, ring};
+use super::{BUDGET_FRAMES, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, paused, ring};
 use crate::bell::GuestBell;
 use crate::counters::DropReason;
 use crate::filter::HEAD_LEN;
 use crate::impair::{Impair, ImpairedFrame};
+use crate::limit::Limiter;
 use crate::policy::Policy;
 use crate::tap::RawSlice;
 
@@ -25,16 +26,19 @@ pub(super) struct ToHost {
     ring_guest: GuestBell,
     shared: PumpShared,
     stage: Impair,
+    limit: Limiter,
 }
 
 impl ToHost {
     pub(super) fn new(frames: RecordReader, ring_guest: GuestBell, shared: PumpShared) -> Self {
         let stage = Impair::new(shared.policy.borrow().impair_to_host.clone());
+        let limit = Limiter::new(shared.policy.borrow().limits.to_host);
         Self {
             frames,
             ring_guest,
             shared,
             stage,
+            limit,
         }
     }
 
@@ -44,6 +48,7 @@ impl ToHost {
         if self.stage.config() != &policy.impair_to_host {
             self.stage.set_config(policy.impair_to_host.clone());
         }
+        self.limit.set_config(policy.limits.to_host);
         if !policy.ready {
             return Ok(0);
         }
@@ -51,6 +56,12 @@ impl ToHost {
         let counters = &self.shared.counters.guest_to_host;
         ring(self.frames.publish(), &self.ring_guest, counters);
         moved
+    }
+
+    /// Until when what the guest sends stays in its ring, because more may not
+    /// pass before.
+    pub(super) fn paused(&self) -> Option<Instant> {
+        paused(&self.limit)
     }
 
     /// When a held frame is due.
@@ -90,7 +101,8 @@ impl ToHost {
         let counters = &self.shared.counters.guest_to_host;
         let impaired = !self.stage.is_transparent();
         let (mut moved, mut held) = (0, 0);
-        while moved < BUDGET_FRAMES {
+        let limited = (!self.limit.is_off()).then(Instant::now);
+        while moved < BUDGET_FRAMES && limited.is_none_or(|now| self.limit.pause(now).is_none()) {
             let Some(record) = self.frames.peek()? else {
                 break;
             };
@@ -121,6 +133,9 @@ impl ToHost {
                 }
             }
             self.frames.consume();
+            if let Some(now) = limited {
+                self.limit.charge(now, record.len);
+            }
             moved += 1;
             held += record.len;
             if held >= PUBLISH_BYTES {

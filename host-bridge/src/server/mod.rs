@@ -33,6 +33,7 @@ use crate::bridge::Bridge;
 use crate::error::BridgeError;
 use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
+use crate::limit::Limits;
 use crate::log_limit::{Lines, LogLimit};
 use crate::plan::{Assignment, Plan, Slot, Slots};
 use crate::port::PortConfig;
@@ -50,6 +51,8 @@ pub struct GuestPolicy {
     pub offloads: bool,
     /// What frames are checked for.
     pub filter: FilterConfig,
+    /// How much it may move.
+    pub limits: Limits,
     /// Fault injection from guest to host.
     pub impair_to_host: ImpairConfig,
     /// Fault injection from host to guest.
@@ -143,6 +146,7 @@ impl Desk {
             host_addresses: assignment.host_addresses,
             offloads: self.policy.offloads,
             filter: self.policy.filter.clone(),
+            limits: self.policy.limits,
             impair_to_host: self.policy.impair_to_host.clone(),
             impair_to_guest: self.policy.impair_to_guest.clone(),
         })

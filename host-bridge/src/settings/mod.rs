@@ -25,6 +25,7 @@ use thiserror::Error;
 pub use self::options::{AdminChoice, FilterFlags, Options};
 use self::port::Inherited;
 pub use self::port::{Mac, PortTable};
+use crate::limit::Limits;
 use crate::plan::{Assignment, Plan, PlanError, Topology};
 use crate::sandbox::Parts;
 use crate::server::{GivenTap, GuestPolicy, Places, Visitors};
@@ -214,6 +215,10 @@ fn policy(options: &mut Options, tap_fd: Option<OwnedFd>) -> Result<GuestPolicy,
         layout,
         offloads: !options.no_offloads,
         filter,
+        limits: Limits {
+            to_host: options.limit_to_host.unwrap_or_default(),
+            to_guest: options.limit_to_guest.unwrap_or_default(),
+        },
         impair_to_host: options.impair_to_host.take().unwrap_or_default(),
         impair_to_guest: options.impair_to_guest.take().unwrap_or_default(),
         visitors: Visitors {

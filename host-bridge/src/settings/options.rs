@@ -20,11 +20,13 @@ use super::SettingsError;
 use super::port::PortTable;
 use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
+use crate::limit::LimitConfig;
 
 const LISTEN: &str = "Where the daemon listens";
 const GUESTS: &str = "Guests that come and go";
 const TAPS: &str = "TAPs and memory";
 const FILTER: &str = "Filter";
+const LIMITS: &str = "Limits";
 const IMPAIR: &str = "Fault injection";
 const PROCESS: &str = "Process";
 const RIGHTS: &str = "Rights after the start";
@@ -75,8 +77,8 @@ pub struct Options {
     /// `allow_users`, `[filter]` (keys as in --allow-..., and `enabled`) and `[[port]]`, a guest with a
     /// socket and an identity of its own: name, socket, mac, addresses,
     /// gateways, host_addresses, bridge, tap or existing_tap, mtu, dns, dhcp,
-    /// slaac, hostname, domain, ring_bytes, allow_users, filter, impair_to_host,
-    /// impair_to_guest.
+    /// slaac, hostname, domain, ring_bytes, allow_users, filter,
+    /// limit_to_host, limit_to_guest, impair_to_host, impair_to_guest.
     #[arg(long, value_name = "FILE", help_heading = LISTEN)]
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -172,6 +174,18 @@ pub struct Options {
     /// What guests' frames are checked for (file only).
     #[arg(skip)]
     pub filter: Option<FilterConfig>,
+
+    /// How much each guest may send, such as rate=100mbit,frames=20000.
+    ///
+    /// Keys: rate (bit, kbit, mbit, gbit per second), burst (b, kib, mib at once;
+    /// default 10 ms of the rate, at least 64kib), frames (per second). A guest at its
+    /// limit waits; nothing is dropped. Default "off".
+    #[arg(long, value_name = "TEXT", help_heading = LIMITS)]
+    pub limit_to_host: Option<LimitConfig>,
+
+    /// The same for frames to each guest. What waits, waits in the kernel's queue.
+    #[arg(long, value_name = "TEXT", help_heading = LIMITS)]
+    pub limit_to_guest: Option<LimitConfig>,
 
     /// Harm frames from guests on purpose, such as loss=1%,delay=20ms.
     ///
@@ -331,6 +345,8 @@ impl Options {
             ring_bytes: flags.ring_bytes.or(self.ring_bytes),
             filter_flags: flags.filter_flags,
             filter: self.filter,
+            limit_to_host: flags.limit_to_host.or(self.limit_to_host),
+            limit_to_guest: flags.limit_to_guest.or(self.limit_to_guest),
             impair_to_host: flags.impair_to_host.or(self.impair_to_host),
             impair_to_guest: flags.impair_to_guest.or(self.impair_to_guest),
             workers: flags.workers.or(self.workers),

@@ -19,6 +19,7 @@ use super::options::from_text;
 use super::{SettingsError, SocketSettings, check_name, check_rings};
 use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
+use crate::limit::LimitConfig;
 use crate::plan::Assignment;
 use crate::server::{GivenTap, GuestPolicy, Places, Visitors};
 
@@ -65,6 +66,10 @@ pub struct PortTable {
     pub allow_users: Option<Vec<u32>>,
     /// What the guest's frames are checked for.
     pub filter: Option<FilterConfig>,
+    /// How much the guest may send.
+    pub limit_to_host: Option<LimitConfig>,
+    /// How much it may be sent.
+    pub limit_to_guest: Option<LimitConfig>,
     /// Fault injection from guest to host.
     pub impair_to_host: Option<ImpairConfig>,
     /// Fault injection from host to guest.
@@ -121,6 +126,12 @@ impl PortTable {
         }
         if let Some(filter) = self.filter {
             policy.filter = filter;
+        }
+        if let Some(limit) = self.limit_to_host {
+            policy.limits.to_host = limit;
+        }
+        if let Some(limit) = self.limit_to_guest {
+            policy.limits.to_guest = limit;
         }
         if let Some(impair) = self.impair_to_host {
             policy.impair_to_host = impair;

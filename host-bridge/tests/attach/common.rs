@@ -100,6 +100,7 @@ pub(crate) fn policy() -> GuestPolicy {
         },
         offloads: true,
         filter: FilterConfig::default(),
+        limits: Default::default(),
         impair_to_host: ImpairConfig::default(),
         impair_to_guest: ImpairConfig::default(),
         taps: Vec::new(),

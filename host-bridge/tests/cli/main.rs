@@ -11,6 +11,7 @@ mod daemon;
 #[allow(dead_code, reason = "the stream tests use the rest")]
 mod guest;
 mod hostile;
+mod limits;
 mod refusals;
 mod rights;
 mod support;

@@ -1,0 +1,176 @@
+//! Limits of a guest, changed while it runs: nothing is lost by them.
+
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use shm_link::link::{FrameTx, Link};
+use shm_link::stream::Framing;
+
+use crate::common::{PATIENCE, RawGuest, in_private_network};
+use crate::guest::StreamGuest;
+use crate::support::{DaemonProcess, LivingGuest};
+
+/// How many frames of the only guest the daemon has taken, or given.
+fn frames(daemon: &DaemonProcess, direction: &str) -> u64 {
+    let counters = daemon.ports()[0]["counters"][direction].clone();
+    assert!(
+        counters["drops"].as_object().unwrap().is_empty(),
+        "{counters}"
+    );
+    counters["frames_in"].as_u64().unwrap()
+}
+
+/// The processor time that the daemon has used, in hundredths of a second.
+fn cpu(daemon: &DaemonProcess) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+    let fields: Vec<_> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    // User and system time.
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// As many as the burst and the time let through, and one that was on its way.
+fn allowed(start: Instant, per_second: f64) -> u64 {
+    64 + (start.elapsed().as_secs_f64() * per_second) as u64 + 2
+}
+
+#[test]
+fn a_limit_of_frames_holds_the_guest_back_and_loses_nothing() {
+    in_private_network(|| async {
+        let daemon = DaemonProcess::start(&["--limit-to-host", "frames=5"]);
+        let start = Instant::now();
+        let guest = LivingGuest::attach(|guest| {
+            let frame = guest.arp_request(guest.config.v4[0].addr);
+            for _ in 0..300 {
+                guest.send(&frame);
+            }
+        });
+        let deadline = Instant::now() + PATIENCE;
+        while frames(&daemon, "guest_to_host") < 64 {
+            assert!(Instant::now() < deadline, "the burst does not pass");
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let taken = frames(&daemon, "guest_to_host");
+        assert!(
+            taken <= allowed(start, 5.0),
+            "{taken} in {:?}",
+            start.elapsed()
+        );
+        let text = daemon.succeed(&["status"]);
+        assert!(text.contains("limited to host: frames=5"), "{text}");
+
+        let text = daemon.succeed(&["set", "guest0", "--limit-to-host", "off"]);
+        assert!(!text.contains("limited"), "{text}");
+        while frames(&daemon, "guest_to_host") < 300 {
+            assert!(Instant::now() < deadline, "frames were lost");
+        }
+        drop(guest);
+    });
+}
+
+#[test]
+fn a_limit_holds_a_guest_behind_a_stream_back_as_well() {
+    in_private_network(|| async {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("stream");
+        let daemon = DaemonProcess::start(&["--stream", path.to_str().unwrap()]);
+        let socket = UnixStream::connect(&path).unwrap();
+        let mut guest = StreamGuest::attach(socket, Framing::Prefixed);
+        guest.resolve_gateway();
+        let limit = |text| daemon.succeed(&["set", "guest0", "--limit-to-host", text]);
+        limit("frames=5");
+        let (start, used) = (Instant::now(), cpu(&daemon));
+        let before = frames(&daemon, "guest_to_host");
+        let mut frame = vec![0xff; 6];
+        frame.extend(guest.config.mac);
+        frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        frame.extend(guest.config.mac);
+        frame.extend(guest.address().octets());
+        frame.extend([0; 10]);
+        for _ in 0..300 {
+            guest.send(&frame);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        let taken = frames(&daemon, "guest_to_host") - before;
+        assert!((60..=allowed(start, 5.0)).contains(&taken), "{taken}");
+        assert!(cpu(&daemon) - used < 20, "it spins while it waits");
+        limit("off");
+        let deadline = Instant::now() + PATIENCE;
+        while frames(&daemon, "guest_to_host") < before + 300 {
+            // What the socket did not take while the host did not read.
+            guest.link.split().1.flush();
+            assert!(Instant::now() < deadline, "frames were lost");
+        }
+    });
+}
+
+#[test]
+fn a_limit_towards_the_guest_leaves_frames_with_the_kernel() {
+    in_private_network(|| async {
+        let daemon = DaemonProcess::start(&[]);
+        let guest = LivingGuest::attach(|guest| {
+            guest.resolve_gateway();
+        });
+        daemon.succeed(&["set", "guest0", "--limit-to-guest", "frames=5"]);
+        let (start, before) = (Instant::now(), frames(&daemon, "host_to_guest"));
+        // Without an answer from the guest the kernel sends no datagram: it is told
+        // the guest's address.
+        let mac = "02:53:4c:00:00:00";
+        crate::support::ip(&format!("neigh replace 10.77.0.2 lladdr {mac} dev guest0")).unwrap();
+        let socket = std::net::UdpSocket::bind("10.77.0.1:0").unwrap();
+        for _ in 0..200 {
+            socket.send_to(b"x", "10.77.0.2:9").unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let given = frames(&daemon, "host_to_guest") - before;
+        assert!((60..=allowed(start, 5.0)).contains(&given), "{given}");
+        daemon.succeed(&["set", "guest0", "--limit-to-guest", "off"]);
+        let deadline = Instant::now() + PATIENCE;
+        while frames(&daemon, "host_to_guest") < before + 200 {
+            assert!(Instant::now() < deadline, "frames were lost");
+        }
+        drop(guest);
+    });
+}
+
+#[test]
+fn a_guest_that_floods_control_requests_waits_and_the_daemon_serves_others() {
+    in_private_network(|| async {
+        let daemon = DaemonProcess::start(&["--workers", "1"]);
+        let cpu = || cpu(&daemon);
+        let mut flooder = RawGuest::attach();
+        let (start, mut sent) = (Instant::now(), 0u64);
+        let mut neighbour = None;
+        let (mut answers, used) = ([0; shm_link::link::MAX_CONTROL_LEN], cpu());
+        while start.elapsed() < Duration::from_secs(2) {
+            // A ping of version 1: kind, flags, id.
+            let ping = [2, 0, 0, 0, 1, 0, 0, 0];
+            while flooder.link.send_control(&ping).unwrap() {
+                sent += 1;
+            }
+            while flooder.link.recv_control(&mut answers).unwrap().is_some() {}
+            flooder.ring();
+            neighbour.get_or_insert_with(|| {
+                LivingGuest::attach(|guest| {
+                    guest.resolve_gateway();
+                })
+            });
+        }
+        daemon.until_logged("sends more control messages than are taken");
+        daemon.succeed(&["set", "guest1", "--mtu", "1300"]);
+        // What was taken, and what fits into the ring.
+        let taken = 1000.0 * start.elapsed().as_secs_f64() + 64.0 + 1000.0;
+        assert!((sent as f64) < taken, "{sent} messages");
+        assert!(
+            cpu() - used < 100,
+            "the flood costs {} hundredths of a second",
+            cpu() - used
+        );
+        drop(flooder);
+        daemon.until_states(&["running"]);
+    });
+}
