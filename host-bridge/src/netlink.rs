@@ -6,10 +6,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
@@ -21,6 +21,7 @@ use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{
     AddressMessageBuilder, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
 };
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::error::NetlinkError;
@@ -59,6 +60,15 @@ pub struct LinkInfo {
 pub struct Netlink {
     handle: Handle,
     _driver: Arc<Driver>,
+    changes: Arc<Mutex<Option<Changes>>>,
+}
+
+/// Tells of changes to interfaces.
+#[derive(Debug)]
+struct Changes {
+    changed: watch::Receiver<()>,
+    _driver: Driver,
+    _counter: Driver,
 }
 
 /// The task that moves messages between the socket and the handles.
@@ -85,7 +95,36 @@ impl Netlink {
         Ok(Self {
             handle,
             _driver: Arc::new(driver),
+            changes: Arc::default(),
         })
+    }
+
+    /// Marked as changed whenever an interface of this network namespace is made,
+    /// changed or deleted, by whomever. Call it inside the tokio runtime.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Socket`].
+    pub fn link_changes(&self) -> Result<watch::Receiver<()>, NetlinkError> {
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(changes) = &*changes {
+            return Ok(changes.changed.clone());
+        }
+        let (connection, _, mut messages) =
+            rtnetlink::new_multicast_connection(&[rtnetlink::MulticastGroup::Link])
+                .map_err(NetlinkError::Socket)?;
+        let (change, changed) = watch::channel(());
+        let counter = tokio::spawn(async move {
+            while messages.next().await.is_some() {
+                change.send_replace(());
+            }
+        });
+        let driver = Driver(tokio::spawn(connection).abort_handle());
+        *changes = Some(Changes {
+            changed: changed.clone(),
+            _driver: driver,
+            _counter: Driver(counter.abort_handle()),
+        });
+        Ok(changed)
     }
 
     /// Looks an interface up.

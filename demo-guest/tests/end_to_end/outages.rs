@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use host_bridge::probe::http::http_get;
 
-use crate::common::{PATIENCE, World, answers, in_private_network, interface, until};
+use crate::common::{PATIENCE, World, answers, in_private_network, interface, netlink, until};
 
 fn open(address: std::net::SocketAddr) -> TcpStream {
     let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
@@ -43,6 +43,68 @@ fn a_connection_outlives_the_daemon() {
             }
         }
         assert_eq!(http_get(guest.v4(80), "/", PATIENCE).unwrap().status, 200);
+    });
+}
+
+#[test]
+fn a_tap_deleted_under_a_guest_is_made_anew_and_its_connections_go_on() {
+    in_private_network(|| {
+        let world = World::start("");
+        let neighbour = world.guest("neighbour");
+        let guest = world.guest("patient");
+        let mut streams = [open(guest.v4(7)), open(guest.v6(7)), open(neighbour.v4(7))];
+        for round in 0..3 {
+            for stream in &mut streams {
+                echo(stream, &format!("before {round}"));
+            }
+            let index = interface(&guest.port).unwrap();
+            netlink(async |netlink| netlink.delete_link(index).await.unwrap());
+            until("another TAP", || {
+                interface(&guest.port).is_some_and(|now| now != index)
+            });
+            until("the guest's return", || world.running("patient").is_some());
+            for &address in &guest.addresses {
+                until("an answer of the guest", || answers(address));
+            }
+            for stream in &mut streams {
+                echo(stream, &format!("after {round}"));
+            }
+        }
+        assert!(world.running("neighbour").is_some());
+    });
+}
+
+#[test]
+fn a_tap_that_left_its_bridge_is_put_back_and_waits_for_a_bridge_that_was_deleted() {
+    fn make_bridge() {
+        netlink(async |netlink| {
+            let index = netlink.create_bridge("br0").await.unwrap();
+            let address = "10.88.0.1/24".parse().unwrap();
+            netlink.add_address(index, address).await.unwrap();
+            netlink.set_up(index).await.unwrap();
+        });
+    }
+    in_private_network(|| {
+        make_bridge();
+        let world = World::start("bridge = \"br0\"\nnet4 = \"10.88.0.0/24\"");
+        let guest = world.guest("member");
+        let mut stream = open(guest.v4(7));
+        echo(&mut stream, "before");
+        let tap = interface(&guest.port).unwrap();
+        netlink(async |netlink| netlink.clear_master(tap).await.unwrap());
+        until("the guest's network", || answers(guest.addresses[0]));
+        echo(&mut stream, "taken out and put back");
+        let bridge = interface("br0").unwrap();
+        netlink(async |netlink| netlink.delete_link(bridge).await.unwrap());
+        assert!(!answers(guest.addresses[0]));
+        make_bridge();
+        until("the guest's network", || answers(guest.addresses[0]));
+        echo(&mut stream, "another bridge");
+        assert_eq!(
+            interface(&guest.port),
+            Some(tap),
+            "the port was not touched"
+        );
     });
 }
 

@@ -5,6 +5,7 @@
 //! the frames; what they mean for the TAP, the status and those who wait for an
 //! answer is decided and done here. Nothing here touches a transport.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::config::{PortChange, PortConfig};
 use super::status::{Command, PortEnd, PortHandle, Shown, View};
-use super::tap::{TapPlan, prepare_tap, set_mtu};
+use super::tap::{TapPlan, keep_in_bridge, prepare_tap, set_mtu};
 use crate::counters::PortCounters;
 use crate::error::BridgeError;
 use crate::limit::{LimitConfig, Limiter, Limits};
@@ -55,6 +56,8 @@ pub(super) struct Core {
     /// What is asked of the task; [`handle_command`](Self::handle_command) does it.
     pub(super) inbox: mpsc::Receiver<Command>,
     tap: Arc<AsyncFd<Tap>>,
+    /// The Linux bridge that the TAP is to be a port of.
+    master: Option<String>,
     netlink: Netlink,
     shown: Arc<Shown>,
     pending: Vec<Pending>,
@@ -129,6 +132,7 @@ impl Core {
             session,
             inbox,
             tap: Arc::new(tap),
+            master: config.master,
             netlink: netlink.clone(),
             shown: shown.clone(),
             pending: Vec::new(),
@@ -170,6 +174,21 @@ impl Core {
         !paused && self.session.wants_input()
     }
 
+    /// Keeps the TAP in its bridge for as long as the port lives.
+    pub(super) fn keeper(&self) -> impl Future<Output = Infallible> + Send + use<> {
+        let netlink = self.netlink.clone();
+        let (port, tap) = (self.shown.name.clone(), self.shown.tap.clone());
+        let kept = self.master.clone().zip(self.tap.get_ref().ifindex());
+        async move {
+            match kept {
+                Some((master, index)) => {
+                    keep_in_bridge(&netlink, &port, (&tap, index), &master).await
+                }
+                None => std::future::pending().await,
+            }
+        }
+    }
+
     /// Takes one message of the guest and does what follows from it.
     pub(super) async fn handle_message(&mut self, message: &[u8]) -> Result<(), PortEnd> {
         self.messages.charge(Instant::now(), 0);
@@ -192,10 +211,8 @@ impl Core {
     /// transport is to be left.
     pub(super) fn end(&mut self, end: &PortEnd) -> Stop {
         let stop = match end {
-            PortEnd::Detached => Stop::LeaveOpen,
-            PortEnd::Fault(_) | PortEnd::Closed | PortEnd::Tap(_) | PortEnd::Failed(_) => {
-                Stop::Close
-            }
+            PortEnd::Detached | PortEnd::Tap(_) => Stop::LeaveOpen,
+            PortEnd::Fault(_) | PortEnd::Closed | PortEnd::Failed(_) => Stop::Close,
         };
         self.session.end(end.to_string(), stop);
         stop

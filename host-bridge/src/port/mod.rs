@@ -21,6 +21,7 @@ mod status;
 mod stream;
 mod tap;
 
+use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 
 use shm_link::region::Region;
@@ -88,12 +89,20 @@ impl Port {
         stream::open(netlink, fd, framing, config).await
     }
 
-    /// Starts a port's task.
-    fn start(handle: PortHandle, task: impl Future<Output = PortEnd> + Send + 'static) -> Self {
+    /// Starts a port's task, beside which `keeper` looks after its surroundings.
+    fn start(
+        handle: PortHandle,
+        keeper: impl Future<Output = Infallible> + Send + 'static,
+        task: impl Future<Output = PortEnd> + Send + 'static,
+    ) -> Self {
         let (end, ended) = watch::channel(None);
         let mut set = JoinSet::new();
         set.spawn(async move {
-            end.send_replace(Some(task.await));
+            let ended = tokio::select! {
+                ended = task => ended,
+                never = keeper => match never {},
+            };
+            end.send_replace(Some(ended));
         });
         Self {
             handle,

@@ -67,6 +67,7 @@ pub(super) async fn open(
         .publish(&region)
         .map_err(|error| io("publishing the memory")(std::io::Error::other(error)))?;
     ring_guest.ring();
+    let keeper = core.keeper();
     let task = Task {
         core,
         control_rx: host.control_rx,
@@ -75,7 +76,7 @@ pub(super) async fn open(
         ring_guest,
         closed: false,
     };
-    Ok(Port::start(handle, async move {
+    Ok(Port::start(handle, keeper, async move {
         let _memory = region;
         task.run(pumps).await
     }))

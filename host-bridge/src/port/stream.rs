@@ -45,7 +45,8 @@ pub(super) async fn open(
     };
     let (core, handle) = Core::open(netlink, config, kind).await?;
     let pump = StreamPump::new(fd, framing, core.pump_shared()).map_err(io)?;
-    Ok(Port::start(handle, Task { core, pump }.run()))
+    let keeper = core.keeper();
+    Ok(Port::start(handle, keeper, Task { core, pump }.run()))
 }
 
 /// The task.

@@ -4,7 +4,9 @@
 //! already is not set again: a daemon without CAP_NET_ADMIN can use a persistent TAP
 //! that its administrator set up.
 
+use std::convert::Infallible;
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv6Net};
 
@@ -107,5 +109,61 @@ pub(crate) async fn set_mtu(
     match netlink.link_by_name(name).await {
         Ok(link) if link.mtu == u32::from(mtu) => Ok(()),
         Ok(_) | Err(_) => netlink.set_mtu(index, mtu.into()).await,
+    }
+}
+
+/// How long after a change the TAP's bridge is looked at, and how long after a vain
+/// attempt the next is made.
+const KEEP_REST: Duration = Duration::from_millis(500);
+
+/// Puts the TAP back into its bridge whenever it is found outside: the bridge was
+/// deleted and made again, or somebody took the TAP out. Looks only when some
+/// interface changed.
+pub(super) async fn keep_in_bridge(
+    netlink: &Netlink,
+    port: &str,
+    (tap, index): (&str, u32),
+    master: &str,
+) -> Infallible {
+    let mut changes = match netlink.link_changes() {
+        Ok(changes) => changes,
+        Err(error) => {
+            log::warn!(
+                "port {port}: whether {tap} leaves the bridge {master} goes unnoticed: {error}"
+            );
+            return std::future::pending().await;
+        }
+    };
+    let mut outside = false;
+    loop {
+        match netlink.link_by_name(tap).await {
+            // Gone, or another one: its pumps notice.
+            Ok(link) if link.index != index => return std::future::pending().await,
+            Ok(link) if is_port_of(netlink, link.master, master).await => {
+                if std::mem::take(&mut outside) {
+                    log::warn!("port {port}: {tap} is a port of the bridge {master} again");
+                }
+                if changes.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+            Ok(_) => {
+                let joined = netlink.set_master(index, master).await;
+                if !std::mem::replace(&mut outside, true) {
+                    match joined {
+                        Ok(()) => log::warn!("port {port}: {tap} had left the bridge {master}"),
+                        Err(error) => log::warn!(
+                            "port {port}: {tap} has left the bridge {master}, and its guest has no \
+                             network: {error}; trying again"
+                        ),
+                    }
+                }
+            }
+            Err(_) if netlink.link_by_name(tap).await.is_err() => {
+                return std::future::pending().await;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(KEEP_REST).await;
     }
 }

@@ -25,6 +25,7 @@ use shm_link::doorbell::{AsyncWait, Doorbell};
 use shm_link::fault::{LinkError, PeerFault};
 use shm_link::ring::Wake;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, Ready};
 
 use crate::bell::{GuestBell, HostBell};
 use crate::counters::{DirectionCounters, DropReason, PortCounters};
@@ -70,9 +71,10 @@ pub(crate) enum PumpEnd {
 }
 
 impl PumpEnd {
-    /// Whether the ring is to be closed.
+    /// Whether the ring is to be closed. A TAP that is gone is not the guest's
+    /// fault: the port may be made anew on the same rings.
     fn closes(&self) -> bool {
-        !matches!(self, Self::Told(Stop::LeaveOpen))
+        !matches!(self, Self::Told(Stop::LeaveOpen) | Self::Tap(_))
     }
 }
 
@@ -143,9 +145,15 @@ async fn policy_changed(policy: &mut PolicyWatch) {
 }
 
 /// Waits until the TAP may have a frame. The caller has seen it empty, so the
-/// readiness that was known is no longer true.
+/// readiness that was known is no longer true. A TAP that was deleted reports an error
+/// and nothing to read.
 async fn tap_readable(tap: &AsyncFd<Tap>) -> io::Result<()> {
-    tap.readable().await.map(drop)
+    let mut ready = tap.ready(Interest::READABLE | Interest::ERROR).await?;
+    if !ready.ready().is_readable() {
+        tap.get_ref().check()?;
+        ready.clear_ready_matching(Ready::ERROR);
+    }
+    Ok(())
 }
 
 /// Waits for the guest's ring.

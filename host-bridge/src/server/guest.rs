@@ -30,6 +30,8 @@ use crate::port::{PortConfig, PortEnd};
 const HOST_ID: u16 = 0;
 /// How long a serial line rests after its port has ended, or could not be made.
 const LINE_REST: Duration = Duration::from_secs(1);
+/// How long after a vain attempt to make a guest's TAP anew the next is made.
+const TAP_REST: Duration = Duration::from_millis(500);
 
 /// A guest that shares memory, from its connection to its end.
 pub(super) async fn serve_memory(
@@ -37,10 +39,11 @@ pub(super) async fn serve_memory(
     slot: &Slot,
     bridge: Bridge,
     layout: LayoutOptions,
-    config: PortConfig,
+    mut config: impl FnMut() -> io::Result<PortConfig>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), BridgeError> {
-    let name = config.name.clone();
+    let config_now = config().map_err(copying_tap)?;
+    let name = config_now.name.clone();
     let io = |doing: &str| {
         let doing = doing.to_owned();
         move |error| BridgeError::io(doing, error)
@@ -55,39 +58,91 @@ pub(super) async fn serve_memory(
             .map_err(io("making an eventfd"))
     };
     let (ring_guest, rung_by_guest) = (event()?, event()?);
-    let copies = (
-        ring_guest.try_clone().map_err(io("copying an eventfd"))?,
-        rung_by_guest
-            .try_clone()
-            .map_err(io("copying an eventfd"))?,
-    );
-    let doorbells = Doorbells {
-        ring_guest,
-        rung_by_guest,
+    let doorbells = || -> Result<Doorbells, BridgeError> {
+        Ok(Doorbells {
+            ring_guest: ring_guest.try_clone().map_err(io("copying an eventfd"))?,
+            rung_by_guest: rung_by_guest
+                .try_clone()
+                .map_err(io("copying an eventfd"))?,
+        })
     };
+    let region = memory.region();
     let mut port = bridge
-        .attach_as(memory.region(), layout, doorbells, config)
+        .attach_as(region.clone(), layout, doorbells()?, config_now)
         .await?;
     let setup = ServerSetup {
         client_id: slot.number + 1,
         host_id: HOST_ID,
         memory: memory.fd(),
-        ring_host: &[copies.1.as_fd()],
-        ring_client: &[copies.0.as_fd()],
+        ring_host: &[rung_by_guest.as_fd()],
+        ring_client: &[ring_guest.as_fd()],
     };
     let sent = send_setup(&socket, setup).map_err(io("sending the guest its memory"));
-    // The guest holds its own copies now.
-    drop((memory, copies));
-    if sent.is_ok() {
-        log::info!("port {name}: a guest attached");
+    // The guest holds its own copy now.
+    drop(memory);
+    if sent.is_err() {
+        port.close().await;
+        return sent;
+    }
+    log::info!("port {name}: a guest attached");
+    let mut gone = std::pin::pin!(async {
         tokio::select! {
             () = end_of_file(&mut socket) => log::info!("port {name}: the guest detached"),
-            end = port.ended() => log::warn!("port {name}: {end}"),
             () = stop => log::info!("port {name}: the guest is detached, the bridge ends"),
         }
+    });
+    loop {
+        let end = tokio::select! {
+            () = gone.as_mut() => None,
+            end = port.ended() => Some(end),
+        };
+        match end {
+            // Not the guest's doing: it keeps its memory, and gets another TAP.
+            Some(end @ PortEnd::Tap(_)) => {
+                log::warn!("port {name}: {end}; making it anew");
+                port.close().await;
+            }
+            Some(end) => {
+                log::warn!("port {name}: {end}");
+                port.close().await;
+                return Ok(());
+            }
+            None => {
+                port.close().await;
+                return Ok(());
+            }
+        }
+        let mut said = String::new();
+        port = loop {
+            let made = async {
+                let config = config().map_err(copying_tap)?;
+                let (region, layout) = (region.clone(), layout);
+                bridge.attach_as(region, layout, doorbells()?, config).await
+            };
+            match made.await {
+                Ok(port) => break port,
+                Err(error) => say_once(&mut said, &format!("port {name}: {error}")),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(TAP_REST) => {}
+                () = gone.as_mut() => return Ok(()),
+            }
+        };
+        log::info!("port {name}: its TAP is there again");
     }
-    port.close().await;
-    sent
+}
+
+fn copying_tap(error: io::Error) -> BridgeError {
+    BridgeError::io("copying the TAP's descriptor", error)
+}
+
+/// Logs what is not the same as the last time: what stays wrong is not worth a line a
+/// second.
+fn say_once(said: &mut String, text: &str) {
+    if text != said {
+        log::warn!("{text}; trying again");
+        text.clone_into(said);
+    }
 }
 
 /// Waits until the client is gone. Clients have nothing to say here; what one
@@ -139,12 +194,7 @@ pub(super) async fn serve_line(
             Ok(LineEnd::Stopped) => return,
             Ok(LineEnd::Port) => said.clear(),
             Err(error) => {
-                // A device that stays away is not worth a line a second.
-                let text = error.to_string();
-                if text != said {
-                    log::warn!("{text}; trying again");
-                    said = text;
-                }
+                say_once(&mut said, &error.to_string());
             }
         }
         tokio::select! {
@@ -169,8 +219,7 @@ async fn serve_line_once(
     stop: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<LineEnd, BridgeError> {
     let line = open_line(device)?;
-    let config =
-        config().map_err(|error| BridgeError::io("copying the TAP's descriptor", error))?;
+    let config = config().map_err(copying_tap)?;
     let name = config.name.clone();
     let mut port = bridge.attach_stream(line, Framing::Serial, config).await?;
     log::info!("port {name}: waiting for a guest at {}", device.display());

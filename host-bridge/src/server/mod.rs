@@ -310,11 +310,13 @@ impl Server {
                 }
             };
             let (bridge, layout) = (self.bridge.clone(), self.desk.policy.layout);
+            let desk = self.desk.clone();
             let stop = guests.stop();
             guests.tasks.spawn(async move {
                 let name = config.name.clone();
                 let served = match client {
                     Client::Memory(socket) => {
+                        let config = || desk.port_config(slot.number);
                         serve_memory(socket, &slot, bridge, layout, config, stop).await
                     }
                     Client::Stream(socket) => serve_stream(socket, bridge, config, stop).await,

@@ -228,6 +228,14 @@ impl Tap {
         sys::set_carrier(&self.fd, on)
     }
 
+    /// Whether the interface is still there.
+    ///
+    /// # Errors
+    /// The system's, as [`classify`] explains: it is not.
+    pub fn check(&self) -> io::Result<()> {
+        sys::attachment(&self.fd).map(drop)
+    }
+
     /// Reads one frame to `start`, and says how long it is and what is left to do
     /// for it. A frame that is longer than `len` loses its end without a sign:
     /// give room for MTU, Ethernet header and a VLAN tag, or for 64 KB where

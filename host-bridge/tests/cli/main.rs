@@ -7,6 +7,7 @@ mod common;
 
 mod admin;
 mod daemon;
+mod failures;
 #[path = "../stream/guest.rs"]
 #[allow(dead_code, reason = "the stream tests use the rest")]
 mod guest;
