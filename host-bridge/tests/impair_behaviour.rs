@@ -545,3 +545,10 @@ proptest! {
         prop_assert_eq!(bench.impair.poll_at(), None);
     }
 }
+
+#[test]
+fn a_gap_without_reordering_is_written_so_that_it_is_understood() {
+    let config: ImpairConfig = "reorder=0%,gap=4,loss=5%".parse().unwrap();
+    assert_eq!(config.to_string(), "loss=5%,reorder=0%,gap=4");
+    assert_eq!(config.to_string().parse(), Ok(config));
+}

@@ -326,6 +326,22 @@ fn a_cursor_that_jumps_is_a_fault_and_not_a_loop() {
 }
 
 #[test]
+fn a_cursor_that_goes_back_over_what_was_read_and_not_given_back_is_a_fault() {
+    let (mut tx, mut rx, region) = ring(4096);
+    tx.write(&[0; 100]).unwrap();
+    let _ = tx.publish();
+    assert_eq!(rx.read(&mut [0; 100]), Ok(100));
+    // Not given back yet, so within the ring's length of what was.
+    for tail in [0u64, 50, 99] {
+        region.copy_in(0, &tail.to_le_bytes()).unwrap();
+        assert_eq!(rx.readable_len(), Err(PeerFault::Cursor), "tail {tail}");
+        assert_eq!(rx.arm(), Err(PeerFault::Cursor), "tail {tail}");
+    }
+    region.copy_in(0, &100u64.to_le_bytes()).unwrap();
+    assert_eq!(rx.readable_len(), Ok(0));
+}
+
+#[test]
 fn a_header_is_read_once_however_often_the_peer_changes_it() {
     let (mut tx, mut rx, region) = records(4096);
     tx.write(&[9; 40], OffloadHeader::NONE).unwrap();

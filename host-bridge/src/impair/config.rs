@@ -292,8 +292,9 @@ impl fmt::Display for ImpairConfig {
             !self.jitter.is_zero(),
             format_args!("jitter={}", nanos(self.jitter)),
         );
+        // A gap without it is not understood.
         part(
-            self.reorder != never,
+            self.reorder != never || self.gap != default.gap,
             format_args!("reorder={}", self.reorder),
         );
         part(self.gap != default.gap, format_args!("gap={}", self.gap));

@@ -389,8 +389,10 @@ impl<'a> RxCursor<'a> {
         let tail = self.header.producer.0.cursor.load(Ordering::Acquire);
         let readable = tail.wrapping_sub(self.head);
         // The producer may only go forward, and may write over nothing that was
-        // not given back.
-        if readable < self.tail - self.head || tail.wrapping_sub(self.published) > self.capacity {
+        // not given back. One that went back behind our own cursor would be far
+        // ahead of it instead.
+        let most = self.capacity - (self.head - self.published);
+        if readable < self.tail - self.head || readable > most {
             return Err(PeerFault::Cursor);
         }
         self.tail = tail;
