@@ -58,6 +58,11 @@ done
 step "tests"
 cargo test --locked --workspace --all-features
 
+step "what the fuzzer kept"
+cargo fmt --manifest-path fuzz/Cargo.toml --check
+cargo clippy --locked --manifest-path fuzz/Cargo.toml --all-targets --target-dir "${CARGO_TARGET_DIR:-target}/fuzz" --quiet -- -D warnings
+cargo test --locked --manifest-path fuzz/Cargo.toml --target-dir "${CARGO_TARGET_DIR:-target}/fuzz"
+
 step "loom"
 RUSTFLAGS="--cfg loom" cargo test --locked -p shm-link --release --test loom_cursor \
     --target-dir "${CARGO_TARGET_DIR:-target}/loom"
