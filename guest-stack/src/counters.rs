@@ -61,6 +61,9 @@ pub struct Counters {
     /// Acknowledgements that loss recovery showed to sockets to make them
     /// resend, five for each segment; none without losses.
     pub tcp_recovery_acks: u64,
+    /// Resets and SYNs that were not believed and answered with what was received
+    /// (RFC 5961).
+    pub tcp_challenges: u64,
     /// Handshakes that were forgotten because they took too long.
     pub tcp_half_open_expired: u64,
 }

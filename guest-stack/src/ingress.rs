@@ -21,6 +21,7 @@ use crate::device::{FrameDevice, Wire};
 use crate::flow::{Entry, FlowKey};
 use crate::registry::{Datagram, Verdict};
 use crate::sockets::Sockets;
+use crate::tcp::blind::Belief;
 
 /// ICMPv4 echo request.
 const ECHO_REQUEST: u8 = 8;
@@ -280,8 +281,12 @@ impl Sockets {
             return match self.table.entry(index) {
                 Entry::HalfOpen(_) => self.receive_half_open(now, index, packet, tcp, frame, tx),
                 Entry::TimeWait(_) => self.receive_time_wait(now, index, packet, tcp, frame, tx),
-                Entry::Flow(_) => {
-                    self.feed_flow(now, index, frame, tx);
+                Entry::Flow(flow) => {
+                    match flow.believes(tcp) {
+                        Belief::Feed => self.feed_flow(now, index, frame, tx),
+                        Belief::Challenge => self.challenge(index, now, tx),
+                        Belief::Drop => {}
+                    }
                     Ending::Tcp
                 }
                 Entry::Free | Entry::Listener(_) | Entry::Udp(_) | Entry::Quiet(_) => {

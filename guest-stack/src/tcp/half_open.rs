@@ -56,7 +56,7 @@ pub(crate) struct HalfOpen {
     /// Our initial sequence number.
     pub(crate) isn: u32,
     /// The peer's.
-    irs: u32,
+    pub(crate) irs: u32,
     peer_window: u16,
     peer_mss: Option<u16>,
     peer_shift: Option<u8>,

@@ -184,7 +184,7 @@ impl Sockets {
             return Ending::Malformed;
         };
         let (key, mac, options) = (half_open.key, half_open.mac, half_open.options);
-        let (syn, isn) = (half_open.syn(), half_open.isn);
+        let (syn, isn, irs) = (half_open.syn(), half_open.isn, half_open.irs);
         // The listener may have been closed, or another opened, since the SYN.
         let Some(Target { listener, .. }) = self.target(&key) else {
             self.forget_half_open(index);
@@ -202,7 +202,9 @@ impl Sockets {
             self.feed_nobody(now, frame, tx);
             return Ending::Malformed;
         };
-        let flow = Flow::new(key, cell, options);
+        let mut flow = Flow::new(key, cell, options);
+        flow.recovery
+            .synchronized(isn.wrapping_add(1), irs.wrapping_add(1));
         self.table.replace(index, Entry::Flow(flow.into()));
         self.table.set_deadline(index, None);
         self.feed_flow(now, index, frame, tx);

@@ -13,6 +13,7 @@
 //! | `time_wait` | a connection after it had one |
 //! | [`listener`] | ports, backlogs, accepting |
 //! | [`stream`] | connecting, reading, writing, closing |
+//! | `blind` | forged resets and SYNs |
 //! | `handshake` | the way from a SYN to a stream |
 //! | `ending` | the ways in which connections end |
 
@@ -26,6 +27,7 @@ pub(crate) mod connection;
 pub(crate) mod time_wait;
 pub mod listener;
 pub mod stream;
+pub(crate) mod blind;
 mod handshake;
 mod ending;
 

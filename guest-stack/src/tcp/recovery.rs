@@ -72,11 +72,13 @@ pub(crate) struct View {
     unread: usize,
 }
 
-/// What a connection remembers of its losses: 112 bytes.
+/// What a connection remembers of its losses: 120 bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Recovery {
     /// The first unacknowledged sequence number, once data was acknowledged.
     acked: Option<u32>,
+    /// The same before that: what follows our SYN.
+    after_syn: Option<u32>,
     /// Behind the highest that was ever sent.
     highest: Option<u32>,
     /// The next sequence number that the socket expects.
@@ -108,6 +110,7 @@ impl Recovery {
     pub(crate) fn new() -> Self {
         Self {
             acked: None,
+            after_syn: None,
             highest: None,
             rcv_nxt: 0,
             window: 0,
@@ -121,6 +124,17 @@ impl Recovery {
             due: false,
             before_fin: None,
         }
+    }
+
+    /// The handshake is complete: what follows either side's SYN.
+    pub(crate) fn synchronized(&mut self, after_syn: u32, rcv_nxt: u32) {
+        self.after_syn = Some(after_syn);
+        self.rcv_nxt = rcv_nxt;
+    }
+
+    /// The next sequence number that the socket expects, once it is known.
+    pub(crate) fn expected(&self) -> Option<u32> {
+        self.after_syn.map(|_| self.rcv_nxt)
     }
 
     /// Bytes in flight, as far as is known.
@@ -177,6 +191,10 @@ impl Recovery {
         after_it: View,
         mtu: usize,
     ) {
+        if before.state == State::SynSent && after_it.state == State::Established {
+            self.synchronized(tcp.ack, tcp.seq.wrapping_add(1));
+            return;
+        }
         let fin = finished(after_it.state) && !finished(before.state);
         let received = after_it.unread.saturating_sub(before.unread) + usize::from(fin);
         let expected = self.rcv_nxt;
@@ -363,8 +381,19 @@ impl Flow {
 
     /// The peer's acknowledgement of what it has acknowledged already.
     fn acknowledgement(&self) -> Option<Segment> {
-        let acked = self.recovery.acked?;
-        Some(Segment {
+        Some(self.segment_of_the_peer(self.recovery.rcv_nxt, self.recovery.acked?))
+    }
+
+    /// A segment that the socket answers with what it received, and does not believe
+    /// otherwise.
+    pub(super) fn just_before_the_window(&self) -> Option<Segment> {
+        let acked = self.recovery.acked.or(self.recovery.after_syn)?;
+        Some(self.segment_of_the_peer(self.recovery.rcv_nxt.wrapping_sub(1), acked))
+    }
+
+    /// A segment of the peer's, without data.
+    fn segment_of_the_peer(&self, seq: u32, ack: u32) -> Segment {
+        Segment {
             src: self.key.remote.addr,
             dst: self.key.local.addr,
             hop_limit: 64,
@@ -373,8 +402,8 @@ impl Flow {
                 dst_port: self.key.local.port,
                 control: TcpControl::None,
                 // smoltcp's sequence numbers are signed.
-                seq_number: TcpSeqNumber(self.recovery.rcv_nxt as i32),
-                ack_number: Some(TcpSeqNumber(acked as i32)),
+                seq_number: TcpSeqNumber(seq as i32),
+                ack_number: Some(TcpSeqNumber(ack as i32)),
                 window_len: self.recovery.window,
                 window_scale: None,
                 max_seg_size: None,
@@ -384,7 +413,7 @@ impl Flow {
                 timestamp: None,
                 payload: &[],
             },
-        })
+        }
     }
 }
 
@@ -430,7 +459,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_remembers_of_its_losses_is_small() {
-        assert!(size_of::<Recovery>() <= 112, "{}", size_of::<Recovery>());
+        assert!(size_of::<Recovery>() <= 120, "{}", size_of::<Recovery>());
     }
 
     #[test]

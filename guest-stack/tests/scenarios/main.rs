@@ -3,6 +3,7 @@
 //! them, so that neither side of a test is the stack's own opinion.
 
 mod addresses;
+mod blind;
 mod callbacks;
 mod common;
 mod datagrams;
