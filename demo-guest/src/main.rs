@@ -88,6 +88,7 @@ fn run<A: Attached>(options: &Options, place: &A::Place) -> Result<(), Error> {
     let seed = random_seed()?;
     let control = Control::new(offer(seed[0] as u32, &options.name));
     let mut config = StackConfig::new(seed);
+    config.limits.half_open = apps::BACKLOG;
     config.tcp.rx_buffer_bytes = 262_143;
     config.tcp.tx_buffer_bytes = 262_143;
     // A kick comes from this very thread, between two rounds of the driver.

@@ -204,6 +204,17 @@ impl Netlink {
             .await
     }
 
+    /// Sets how many frames may wait on the interface (`txqueuelen`).
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn set_queue_len(&self, index: u32, frames: u32) -> Result<(), NetlinkError> {
+        let change = LinkUnspec::new_with_index(index)
+            .append_extra_attribute(LinkAttribute::TxQueueLen(frames));
+        self.change("setting its queue's length", index, change)
+            .await
+    }
+
     /// Sets the interface's own MAC address.
     ///
     /// # Errors

@@ -20,8 +20,10 @@ use shm_link::link::Link;
 
 use crate::executor::Spawner;
 
-/// Connections to one port that may wait to be accepted.
-const BACKLOG: usize = 1024;
+/// Connections to one port that may wait to be accepted, or for the last word of
+/// their handshake: all of a crowd that comes at once. An entry takes some 250
+/// bytes, and only while it is there.
+pub const BACKLOG: usize = 16_384;
 
 /// Starts every application on `network`.
 ///

@@ -42,10 +42,44 @@ pub(crate) use stream::{StreamPump, Turn};
 /// under one per ten frames.
 pub(crate) const BUDGET_FRAMES: usize = 64;
 
+/// Bytes moved in one direction before other tasks get their turn. Where frames
+/// are 64 KB long their number alone would make a turn ten times as long, and
+/// guests that send longer frames would get more than others.
+pub(crate) const BUDGET_BYTES: usize = 256 << 10;
+
 /// Bytes of frames after which the other side is told within a turn. A wake-up
 /// costs some 10 µs and a copy of this much about as long: the two sides then
 /// work at the same time, and frames of 1500 bytes still share a doorbell.
 pub(crate) const PUBLISH_BYTES: usize = 64 << 10;
+
+/// What one direction may still move in a turn.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    frames: usize,
+    bytes: usize,
+}
+
+impl Budget {
+    /// A turn's.
+    const FULL: Self = Self {
+        frames: BUDGET_FRAMES,
+        bytes: BUDGET_BYTES,
+    };
+
+    /// A frame of `len` bytes was moved.
+    fn spend(&mut self, len: usize) {
+        self.frames = self.frames.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(len);
+    }
+
+    fn is_spent(self) -> bool {
+        self.frames == 0 || self.bytes == 0
+    }
+
+    fn is_touched(self) -> bool {
+        self.frames < BUDGET_FRAMES
+    }
+}
 
 /// What all pumps of a port share.
 #[derive(Clone)]

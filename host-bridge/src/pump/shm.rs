@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use super::to_guest::{ToGuest, Turn};
 use super::to_host::ToHost;
-use super::{BUDGET_FRAMES, PumpEnd, PumpShared, policy_changed, rung, sleep_until, tap_readable};
+use super::{PumpEnd, PumpShared, policy_changed, rung, sleep_until, tap_readable};
 use crate::bell::{GuestBell, HostBell};
 use crate::policy::{Policy, PolicyWatch};
 
@@ -102,11 +102,11 @@ impl ShmPump {
             let (stopped, gave) = self.to_guest.turn(&policy)?;
             self.control.pass_on();
             let spin = &mut self.spins[usize::from(self.gave)];
-            if taken > 0 || gave {
+            if taken.is_touched() || gave {
                 spin.worked(self.born.elapsed());
                 self.gave = gave;
             }
-            if taken == BUDGET_FRAMES || stopped == Turn::Budget {
+            if taken.is_spent() || stopped == Turn::Budget {
                 tokio::task::yield_now().await;
             } else if self.looks_again() {
                 // Others first: other tasks, and whoever wants this processor.

@@ -10,7 +10,7 @@ use shm_link::record::RecordWriter;
 use shm_link::ring::Arm;
 
 use super::kernel::read;
-use super::{BUDGET_FRAMES, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, paused, ring};
+use super::{Budget, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, paused, ring};
 use crate::bell::GuestBell;
 use crate::counters::DropReason;
 use crate::filter::{HEAD_LEN, Verdict};
@@ -78,12 +78,12 @@ impl ToGuest {
             self.stage.set_config(policy.impair_to_guest.clone());
         }
         self.limit.set_config(policy.limits.to_guest);
-        let mut moved = 0;
-        let stopped = self.work(policy, &mut moved);
+        let mut budget = Budget::FULL;
+        let stopped = self.work(policy, &mut budget);
         self.unpublished = 0;
         let counters = &self.shared.counters.host_to_guest;
         ring(self.frames.publish(), &self.ring_guest, counters);
-        Ok((stopped?, moved > 0))
+        Ok((stopped?, budget.is_touched()))
     }
 
     /// When a held frame is due.
@@ -124,7 +124,7 @@ impl ToGuest {
         }
     }
 
-    fn work(&mut self, policy: &Policy, moved: &mut usize) -> Result<Turn, PumpEnd> {
+    fn work(&mut self, policy: &Policy, budget: &mut Budget) -> Result<Turn, PumpEnd> {
         if !policy.ready || !policy.carrier {
             return Ok(Turn::Held);
         }
@@ -132,25 +132,28 @@ impl ToGuest {
         if impaired && !self.release()? {
             return Ok(Turn::RingFull);
         }
-        while *moved < BUDGET_FRAMES {
+        while !budget.is_spent() {
             if let Some(until) = paused(&self.limit) {
                 return Ok(Turn::Paused(until));
             }
             let stopped = if impaired {
-                self.read_aside(policy)?
+                self.read_aside(policy, budget)?
             } else {
-                self.read_in_place(policy)?
+                self.read_in_place(policy, budget)?
             };
             if let Some(stopped) = stopped {
                 return Ok(stopped);
             }
-            *moved += 1;
         }
         Ok(Turn::Budget)
     }
 
     /// Reads one frame from the TAP into the ring. `Some` says why not.
-    fn read_in_place(&mut self, policy: &Policy) -> Result<Option<Turn>, PumpEnd> {
+    fn read_in_place(
+        &mut self,
+        policy: &Policy,
+        budget: &mut Budget,
+    ) -> Result<Option<Turn>, PumpEnd> {
         let room_len = policy.max_frame_len_to_guest().min(self.frames.max_len());
         let Some(room) = self.frames.reserve(room_len)? else {
             return Ok(Some(Turn::RingFull));
@@ -162,6 +165,7 @@ impl ToGuest {
         };
         let counters = &self.shared.counters.host_to_guest;
         counters.frame_in(len);
+        budget.spend(len);
         if !self.limit.is_off() {
             self.limit.charge(Instant::now(), len);
         }
@@ -187,7 +191,11 @@ impl ToGuest {
     }
 
     /// Reads one frame from the TAP into the impairment stage.
-    fn read_aside(&mut self, policy: &Policy) -> Result<Option<Turn>, PumpEnd> {
+    fn read_aside(
+        &mut self,
+        policy: &Policy,
+        budget: &mut Budget,
+    ) -> Result<Option<Turn>, PumpEnd> {
         let mut bytes = vec![0; policy.max_frame_len_to_guest().min(self.frames.max_len())];
         // SAFETY: `bytes` is private memory of that length.
         let read = unsafe { read(&self.shared, bytes.as_mut_ptr(), bytes.len()) }?;
@@ -197,6 +205,7 @@ impl ToGuest {
         bytes.truncate(len);
         let counters = &self.shared.counters.host_to_guest;
         counters.frame_in(len);
+        budget.spend(len);
         if !self.limit.is_off() {
             self.limit.charge(Instant::now(), len);
         }

@@ -11,7 +11,7 @@ use shm_link::record::{Record, RecordReader};
 use shm_link::ring::Arm;
 
 use super::kernel::{admit, write};
-use super::{BUDGET_FRAMES, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, paused, ring};
+use super::{Budget, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, paused, ring};
 use crate::bell::GuestBell;
 use crate::counters::DropReason;
 use crate::filter::HEAD_LEN;
@@ -42,15 +42,15 @@ impl ToHost {
         }
     }
 
-    /// Moves at most a budget of frames and says how many. Before the guest has
-    /// its configuration its frames wait in its ring: nothing is lost.
-    pub(super) fn turn(&mut self, policy: &Policy) -> Result<usize, PumpEnd> {
+    /// Moves at most a budget of frames and says what is left of it. Before the
+    /// guest has its configuration its frames wait in its ring: nothing is lost.
+    pub(super) fn turn(&mut self, policy: &Policy) -> Result<Budget, PumpEnd> {
         if self.stage.config() != &policy.impair_to_host {
             self.stage.set_config(policy.impair_to_host.clone());
         }
         self.limit.set_config(policy.limits.to_host);
         if !policy.ready {
-            return Ok(0);
+            return Ok(Budget::FULL);
         }
         let moved = self.work(policy);
         let counters = &self.shared.counters.guest_to_host;
@@ -97,12 +97,12 @@ impl ToHost {
         }
     }
 
-    fn work(&mut self, policy: &Policy) -> Result<usize, PumpEnd> {
+    fn work(&mut self, policy: &Policy) -> Result<Budget, PumpEnd> {
         let counters = &self.shared.counters.guest_to_host;
         let impaired = !self.stage.is_transparent();
-        let (mut moved, mut held) = (0, 0);
+        let (mut budget, mut held) = (Budget::FULL, 0);
         let limited = (!self.limit.is_off()).then(Instant::now);
-        while moved < BUDGET_FRAMES && limited.is_none_or(|now| self.limit.pause(now).is_none()) {
+        while !budget.is_spent() && limited.is_none_or(|now| self.limit.pause(now).is_none()) {
             let Some(record) = self.frames.peek()? else {
                 break;
             };
@@ -136,7 +136,7 @@ impl ToHost {
             if let Some(now) = limited {
                 self.limit.charge(now, record.len);
             }
-            moved += 1;
+            budget.spend(record.len);
             held += record.len;
             if held >= PUBLISH_BYTES {
                 // A guest that sends long frames needs the room now.
@@ -154,7 +154,7 @@ impl ToHost {
                 unsafe { write(&self.shared, frame.offload, parts, frame.bytes.len()) }?;
             }
         }
-        Ok(moved)
+        Ok(budget)
     }
 }
 
