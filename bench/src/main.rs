@@ -34,10 +34,10 @@ struct Options {
     #[arg(long)]
     time_ms: Option<u64>,
     /// Where to write a JSON line per case.
-    #[arg(long)]
+    #[arg(long, overrides_with = "json")]
     json: Option<PathBuf>,
     /// A directory for figures, as SVG and PNG.
-    #[arg(long)]
+    #[arg(long, overrides_with = "plots")]
     plots: Option<PathBuf>,
     /// Draw the figures from such a file of JSON lines, and run nothing.
     #[arg(long, requires = "plots", conflicts_with = "json")]

@@ -57,7 +57,8 @@ struct Options {
     #[arg(long)]
     once: bool,
     /// Obey commands on standard input, one a line, and end after the last:
-    /// ping ADDRESS [COUNT], get ADDRESS:PORT PATH, send ADDRESS:PORT BYTES.
+    /// ping ADDRESS [COUNT], get ADDRESS:PORT PATH, send ADDRESS:PORT BYTES,
+    /// flood ADDRESS:PORT MILLISECONDS.
     #[arg(long)]
     commands: bool,
 }

@@ -73,7 +73,22 @@ pub(super) fn comparisons() -> Vec<Comparison> {
             spin: false,
         }));
     }
+    all.push(guest_to_guest());
     all
+}
+
+/// Two guests on one Linux bridge, beside two namespaces on one.
+fn guest_to_guest() -> Comparison {
+    let name = "bulk v4 guest to guest";
+    let measure = |target: &mut Target, _: Side, time| Ok(vec![target.second_sends(time)?.gbit()]);
+    let metrics = vec![Metric::more(name, "Gbit/s")];
+    Comparison::of_targets(
+        name,
+        Setup::OursBridged,
+        Setup::VethBridged,
+        metrics,
+        measure,
+    )
 }
 
 fn direct(on: On, service: Service) -> Setup {

@@ -8,7 +8,7 @@ use crate::peer;
 use crate::service::Service;
 
 /// A kernel server in a namespace of its own.
-fn server() -> Result<(host_bridge::child::Helper, u32)> {
+pub(super) fn server() -> Result<(host_bridge::child::Helper, u32)> {
     let mut server = start_ready(peer::command(&["kernel", "--private"])?)?;
     let pid = server.child_mut().id();
     Ok((server, pid))

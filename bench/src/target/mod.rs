@@ -5,6 +5,7 @@
 //! in this process's namespace or its children's, and goes with them.
 
 mod behind;
+mod bridged;
 mod kernel;
 mod ours;
 mod smoltcp;
@@ -52,6 +53,10 @@ pub enum Setup {
     },
     /// smoltcp in one process, behind passt.
     Passt(Service),
+    /// Two of our guests on one Linux bridge; the second is told what to send.
+    OursBridged,
+    /// Two namespaces on one Linux bridge; the second has the client.
+    VethBridged,
 }
 
 /// How ours is started.
@@ -106,6 +111,8 @@ impl Setup {
             Self::Pasta { mtu } => behind::pasta(mtu),
             Self::Slirp { mtu } => behind::slirp4netns(mtu),
             Self::Passt(service) => behind::passt(service),
+            Self::OursBridged => bridged::ours(),
+            Self::VethBridged => bridged::veth(),
         }
     }
 
@@ -130,6 +137,8 @@ impl Setup {
             Self::Pasta { mtu } => format!("pasta, MTU {mtu}"),
             Self::Slirp { mtu } => format!("slirp4netns, MTU {mtu}"),
             Self::Passt(_) => "smoltcp guest on passt".to_owned(),
+            Self::OursBridged => "ours".to_owned(),
+            Self::VethBridged => "kernel, veth on a bridge".to_owned(),
         }
     }
 }

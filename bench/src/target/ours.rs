@@ -26,7 +26,7 @@ pub(super) fn start(options: Ours) -> Result<Target> {
         words.push("--no-offloads");
     }
     let daemon = daemon(&words)?;
-    let admin = AdminClient::new(ADMIN.parse()?);
+    let admin = admin()?;
     until_ok("the daemon", || admin.status(None))?;
     let mut processes = vec![("daemon", daemon)];
     for _ in 0..options.guests {
@@ -56,7 +56,7 @@ pub(super) fn start(options: Ours) -> Result<Target> {
 }
 
 /// The first address of a guest that is wanted.
-fn address(port: &PortStatus, wanted: fn(&IpAddr) -> bool) -> Result<IpAddr> {
+pub(super) fn address(port: &PortStatus, wanted: fn(&IpAddr) -> bool) -> Result<IpAddr> {
     let all = port.addresses.iter();
     let mut parsed = all.filter_map(|text| text.split('/').next()?.parse().ok());
     Ok(parsed.find(wanted).ok_or("the guest lacks an address")?)
@@ -77,8 +77,24 @@ pub(super) fn guest(name: &str) -> Result<Helper> {
     spawn(command)
 }
 
-fn spawn(mut command: Command) -> Result<Helper> {
-    command.stdin(Stdio::null()).stdout(Stdio::null());
+/// Starts a guest that obeys lines on its standard input, and answers on its output.
+pub(super) fn obedient_guest(name: &str) -> Result<Helper> {
+    let mut command = Command::new(program("demo-guest")?);
+    command.args(["--socket", SOCKET, "--once", "--name", name, "--commands"]);
+    spawn_with(command, Stdio::piped)
+}
+
+/// The daemon's administrator.
+pub(super) fn admin() -> Result<AdminClient> {
+    Ok(AdminClient::new(ADMIN.parse()?))
+}
+
+fn spawn(command: Command) -> Result<Helper> {
+    spawn_with(command, Stdio::null)
+}
+
+fn spawn_with(mut command: Command, stdio: fn() -> Stdio) -> Result<Helper> {
+    command.stdin(stdio()).stdout(stdio());
     if std::env::var_os("RUST_LOG").is_none() {
         command.env("RUST_LOG", "warn");
     }
@@ -104,7 +120,7 @@ fn program(name: &str) -> Result<PathBuf> {
 }
 
 /// All ports, if so many run.
-fn running(admin: &AdminClient, guests: u16) -> Result<Vec<PortStatus>> {
+pub(super) fn running(admin: &AdminClient, guests: u16) -> Result<Vec<PortStatus>> {
     let mut ports = admin.status(None)?;
     ports.retain(|port| port.state == PortState::Running);
     if ports.len() == usize::from(guests) {

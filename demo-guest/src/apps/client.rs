@@ -25,7 +25,7 @@ use shm_link::link::Link;
 
 use super::ping;
 use crate::executor::Spawner;
-use crate::pattern::Pattern;
+use crate::pattern::{Cycle, Pattern};
 
 /// How long one command may take.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -57,6 +57,14 @@ pub enum Command {
         /// How much.
         bytes: u64,
     },
+    /// `flood ADDRESS:PORT MILLISECONDS`: send as much as goes in that time to a
+    /// sink for measurements, and say how much it counted, and in how long.
+    Flood {
+        /// To whom.
+        to: SocketAddr,
+        /// For how long.
+        time_ms: u32,
+    },
 }
 
 /// A line is no [`Command`].
@@ -65,7 +73,10 @@ pub struct CommandError;
 
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("say: ping ADDRESS [COUNT], get ADDRESS:PORT PATH, or send ADDRESS:PORT BYTES")
+        f.write_str(
+            "say: ping ADDRESS [COUNT], get ADDRESS:PORT PATH, send ADDRESS:PORT BYTES, \
+             or flood ADDRESS:PORT MILLISECONDS",
+        )
     }
 }
 
@@ -95,6 +106,10 @@ impl FromStr for Command {
             ["send", to, bytes] => Self::Send {
                 to: number(to)?,
                 bytes: number(bytes)?,
+            },
+            ["flood", to, time_ms] => Self::Flood {
+                to: number(to)?,
+                time_ms: number(time_ms)?,
             },
             _ => return Err(CommandError),
         };
@@ -146,6 +161,7 @@ impl<L: Link, P: Platform> Client<L, P> {
                 }
                 Command::Get { from, path } => self.get(*from, path).await,
                 Command::Send { to, bytes } => self.send(*to, *bytes).await,
+                Command::Flood { to, time_ms } => self.flood(*to, *time_ms).await,
             }
         };
         let limit = self.network.platform().now() + PATIENCE;
@@ -250,6 +266,31 @@ impl<L: Link, P: Platform> Client<L, P> {
             hex(hash)
         ))
     }
+
+    async fn flood(&self, to: SocketAddr, time_ms: u32) -> Result<String, String> {
+        let clock = || self.network.platform().now();
+        let stream = self.connect(to).await?;
+        let mut cycle = Cycle::new(64 << 10);
+        let start = clock();
+        let end = start + Duration::from_millis(time_ms.into());
+        while clock() < end {
+            let sent = stream.send(cycle.next_piece()).await;
+            cycle.advance(sent.map_err(|error| format!("sending: {error}"))?);
+        }
+        stream
+            .shutdown(Shutdown::Write)
+            .map_err(|error| format!("closing: {error}"))?;
+        let mut answer = [0; 64];
+        let len = stream.recv(&mut answer).await;
+        let len = len.map_err(|error| format!("receiving: {error}"))?;
+        let micros = (clock() - start).total_micros();
+        let counted = String::from_utf8_lossy(&answer[..len]);
+        if counted.trim_end().parse() == Ok(cycle.position()) {
+            Ok(format!("{} bytes in {micros} us", cycle.position()))
+        } else {
+            Err(format!("sent {}, counted {counted:?}", cycle.position()))
+        }
+    }
 }
 
 /// `work`'s result, unless `limit` ends first.
@@ -299,6 +340,10 @@ mod tests {
         assert!(matches!(
             "send [fd77::1]:5001 1000".parse(),
             Ok(Command::Send { bytes: 1000, .. })
+        ));
+        assert!(matches!(
+            "flood 10.0.0.1:5003 300".parse(),
+            Ok(Command::Flood { time_ms: 300, .. })
         ));
     }
 
