@@ -9,7 +9,7 @@ use std::time::Duration;
 use bench::client::inside;
 use bench::measure::{Plan, Runner};
 use bench::peer::Peer;
-use bench::report::{Case, heading};
+use bench::report::{Case, heading, markdown};
 use bench::{Result, case, plot};
 use clap::{Parser, Subcommand};
 use host_bridge::namespace::enter_private_network;
@@ -39,8 +39,9 @@ struct Options {
     /// A directory for figures, as SVG and PNG.
     #[arg(long, overrides_with = "plots")]
     plots: Option<PathBuf>,
-    /// Draw the figures from such a file of JSON lines, and run nothing.
-    #[arg(long, requires = "plots", conflicts_with = "json")]
+    /// Run nothing: print such a file of JSON lines as a table in Markdown, and draw
+    /// its figures.
+    #[arg(long, conflicts_with = "json")]
     from: Option<PathBuf>,
     /// Name the comparisons and run none.
     #[arg(long)]
@@ -86,6 +87,7 @@ fn run(options: &Options) -> Result<bool> {
             .lines()
             .filter_map(|line| serde_json::from_str(line).ok())
             .collect();
+        print!("{}", markdown(&cases));
         plot(options, &cases)?;
         return Ok(true);
     }

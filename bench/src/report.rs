@@ -175,6 +175,34 @@ impl Case {
     }
 }
 
+/// A table in Markdown: ratios only, which is all that other machines can compare.
+pub fn markdown(cases: &[Case]) -> String {
+    let mut table = "| case | beside | ratio (least to greatest, pairs) | wanted |\n\
+                     | --- | --- | --- | --- |\n"
+        .to_owned();
+    for case in cases {
+        let less = match case.better {
+            Better::More => "",
+            Better::Less => " (less is better)",
+        };
+        let verdict = match case.reached() {
+            Some(true) => "",
+            Some(false) | None => ", **missed**",
+        };
+        let wanted = match (case.goal, case.better) {
+            (Some(goal), Better::More) => format!("at least {goal}{verdict}"),
+            (Some(goal), Better::Less) => format!("at most {goal}{verdict}"),
+            (None, _) => String::new(),
+        };
+        let (low, high) = case.ratio_range;
+        table += &format!(
+            "| {}{less} | {} | {:.2} ({low:.2} to {high:.2}, {}) | {wanted} |\n",
+            case.case, case.peer_name, case.ratio, case.runs
+        );
+    }
+    table
+}
+
 /// The table's heading.
 pub fn heading() -> String {
     format!(
@@ -242,6 +270,9 @@ mod tests {
         assert_eq!(reached(Metric::more("x", "GB/s"), 7.0), Some(false));
         assert_eq!(reached(Metric::less("x", "µs"), 9.0), Some(false));
         assert_eq!(reached(Metric::less("x", "µs"), 7.0), Some(true));
+        let missed = Case::from_pairs(&Metric::more("x", "GB/s").goal(0.8), "y", &[(1.0, 2.0)]);
+        let row = "| x | y | 0.50 (0.50 to 0.50, 1) | at least 0.8, **missed** |";
+        assert_eq!(markdown(&[missed]).lines().last(), Some(row));
         let without = Case::from_pairs(&Metric::less("x", "µs"), "y", &[(1.0, 1.0)]);
         assert_eq!(without.reached(), None);
     }

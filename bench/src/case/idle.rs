@@ -44,7 +44,7 @@ pub(super) fn comparisons() -> Vec<Comparison> {
             ),
             ("from guest", from_guest),
         ] {
-            let name = format!("bulk {direction}{words}: doorbells");
+            let name = format!("doorbells, bulk {direction}{words}");
             all.push(bounded(name, "per frame", 0.1, ours, measure));
         }
     }

@@ -33,7 +33,12 @@ pub(super) fn comparisons() -> Vec<Comparison> {
         for (peer, goal) in lively {
             all.push(against(peer, len, Duration::ZERO, goal));
         }
-        for (peer, goal) in [(direct(false), Some(1.6)), (Setup::Veth, None)] {
+        let asleep = [
+            (direct(false), Some(1.6)),
+            (Setup::Passt(Service::Echo), Some(0.75)),
+            (Setup::Veth, None),
+        ];
+        for (peer, goal) in asleep {
             all.push(against(peer, len, PAUSE, goal));
         }
     }

@@ -13,22 +13,19 @@ use crate::client::inside::{self, Does};
 use crate::peer;
 use crate::service::Service;
 
-const BRIDGE: &str = "bridge";
-const NET: u8 = 84;
-
-/// A bridge with the address .1 of its network.
-fn bridge() -> Result<()> {
-    let _ = ip(&format!("link delete {BRIDGE}"));
-    ip(&format!("link add {BRIDGE} type bridge"))?;
-    ip(&format!("address add 10.{NET}.0.1/24 dev {BRIDGE}"))?;
-    ip(&format!("link set {BRIDGE} up"))
+/// A new bridge with the address .1 of its network. Each target has its own: both run
+/// at the same time.
+fn bridge(name: &str, net: u8) -> Result<()> {
+    let _ = ip(&format!("link delete {name}"));
+    ip(&format!("link add {name} type bridge"))?;
+    ip(&format!("address add 10.{net}.0.1/24 dev {name}"))?;
+    ip(&format!("link set {name} up"))
 }
 
 /// Two guests of one daemon.
 pub(super) fn ours() -> Result<Target> {
-    bridge()?;
-    let net = format!("10.{NET}.0.0/24");
-    let daemon = ours::daemon(&["--bridge", BRIDGE, "--net4", &net])?;
+    bridge("br-guests", 84)?;
+    let daemon = ours::daemon(&["--bridge", "br-guests", "--net4", "10.84.0.0/24"])?;
     let admin = ours::admin()?;
     until_ok("the daemon", || admin.status(None))?;
     let server = ours::guest("server")?;
@@ -46,7 +43,7 @@ pub(super) fn ours() -> Result<Target> {
 
 /// Two namespaces, each with a port of veth.
 pub(super) fn veth() -> Result<Target> {
-    bridge()?;
+    bridge("br-veth", 85)?;
     let (server, pid) = kernel::server()?;
     let mut holder = start_ready(peer::command(&["hold"])?)?;
     let inside = holder.child_mut().id();
@@ -55,15 +52,12 @@ pub(super) fn veth() -> Result<Target> {
         let _ = ip(&format!("link delete {here}"));
         ip(&format!("link add {here} type veth peer name there"))?;
         ip(&format!("link set there netns {pid}"))?;
-        ip(&format!("link set {here} master {BRIDGE} up"))?;
-        ip_in(
-            pid,
-            &format!("address add 10.{NET}.0.{number}/24 dev there"),
-        )?;
+        ip(&format!("link set {here} master br-veth up"))?;
+        ip_in(pid, &format!("address add 10.85.0.{number}/24 dev there"))?;
         ip_in(pid, "link set there up")?;
     }
     target(
-        format!("10.{NET}.0.2").parse()?,
+        "10.85.0.2".parse()?,
         "port2",
         vec![("server", server), ("holder", holder)],
         Some(inside),
