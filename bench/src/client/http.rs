@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::Result;
-use crate::measure::NOT_INSTALLED;
+use crate::target::tools::output;
 
 /// Connections at once.
 const CONNECTIONS: &str = "16";
@@ -21,10 +21,7 @@ pub fn wrk(to: SocketAddr, time: Duration) -> Result<f64> {
     let mut command = Command::new("wrk");
     command.args(["-t1", "-c", CONNECTIONS, "-d", &time]);
     command.args(["-H", "Connection: close", &url]);
-    let output = command
-        .output()
-        .map_err(|error| format!("{NOT_INSTALLED}: wrk: {error}"))?;
-    parse(&String::from_utf8_lossy(&output.stdout))
+    parse(&output(command)?)
 }
 
 fn parse(text: &str) -> Result<f64> {

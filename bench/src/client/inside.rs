@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::bulk::{Moved, receive, send, several};
 use crate::Result;
+use crate::target::tools::output;
 
 /// What the client does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -106,12 +107,7 @@ fn client(
     command.arg(std::env::current_exe()?);
     command.args(["client", does, &with.to_string(), &streams.to_string()]);
     command.arg(time.as_millis().to_string());
-    let output = command.output()?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let words = String::from_utf8_lossy(&output.stderr);
-    Err(format!("the client in the namespace: {}", words.trim()).into())
+    output(command).map_err(|error| format!("the client in the namespace: {error}").into())
 }
 
 #[cfg(test)]

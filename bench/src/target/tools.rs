@@ -2,7 +2,7 @@
 //! and waiting with an end.
 
 use std::fmt::Display;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use host_bridge::child::Helper;
 
 use crate::Result;
+use crate::measure::NOT_INSTALLED;
 
 /// How long anything may take to start.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -47,6 +48,37 @@ pub fn run(command: &mut Command) -> Result<()> {
     }
     let words = String::from_utf8_lossy(&output.stderr);
     Err(format!("{command:?} failed: {}", words.trim()).into())
+}
+
+/// Runs a command that dies with this process, and gives what it printed.
+///
+/// # Errors
+/// If it does not start, or its own words when it fails.
+pub fn output(mut command: Command) -> Result<String> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command.stderr(Stdio::piped());
+    let words = format!("{command:?}");
+    let mut helper = Helper::spawn(command).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => format!("{NOT_INSTALLED}: {words}"),
+        _ => format!("{words}: {error}"),
+    })?;
+    let child = helper.child_mut();
+    let (mut out, mut err) = (String::new(), String::new());
+    // None of them fills the pipe of its errors.
+    child
+        .stdout
+        .take()
+        .ok_or("no output")?
+        .read_to_string(&mut out)?;
+    child
+        .stderr
+        .take()
+        .ok_or("no errors")?
+        .read_to_string(&mut err)?;
+    match child.wait()?.success() {
+        true => Ok(out),
+        false => Err(err.trim().into()),
+    }
 }
 
 /// Starts a command that says `ready` on its standard output, and waits for that.
