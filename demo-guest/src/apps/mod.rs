@@ -38,13 +38,31 @@ where
     L: Link + Send + 'static,
     P: Platform,
 {
+    let usual = network.look(Stack::default_tcp_options);
+    serve(network, spawner, 7, usual, echo::serve)?;
+    start_all_but_echo(network, spawner, name)
+}
+
+/// Starts every application but the echo over TCP, for a guest that has one of
+/// its own.
+///
+/// # Errors
+/// [`BindError`] if a port is taken.
+pub fn start_all_but_echo<L, P>(
+    network: &Network<L, P>,
+    spawner: &Spawner<P::RawMutex>,
+    name: &str,
+) -> Result<(), BindError>
+where
+    L: Link + Send + 'static,
+    P: Platform,
+{
     let name: Arc<str> = Arc::from(String::from(name));
     let usual = network.look(Stack::default_tcp_options);
     let bulk = for_bulk(usual);
     serve(network, spawner, 80, usual, move |stream| {
         http::serve(stream, name.clone())
     })?;
-    serve(network, spawner, 7, usual, echo::serve)?;
     serve(network, spawner, 5001, bulk, bulk::sink)?;
     serve(network, spawner, 5002, bulk, bulk::source)?;
     serve(network, spawner, 5003, bulk, bulk::count)?;
