@@ -21,6 +21,7 @@ need tcpdump tcpdump
 need iperf3 iperf3
 need nc netcat-openbsd
 need strace strace
+need qemu-system-x86_64 qemu-system-x86
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
         step "installing ${missing[*]}"
@@ -54,6 +55,14 @@ cargo build --locked --manifest-path scripts/no-std/Cargo.toml --target-dir "${C
 for crate in shm-link guest-stack; do
     cargo clippy --locked -p "$crate" --lib --no-default-features --quiet -- -D warnings
 done
+
+step "virtual machine image"
+image_target=${CARGO_TARGET_DIR:-target}/vm-guest
+(cd vm-guest && cargo fmt --check)
+cargo clippy --locked --manifest-path vm-guest/Cargo.toml --target-dir "$image_target" --all-targets --quiet -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --manifest-path vm-guest/Cargo.toml --target-dir "$image_target" --no-deps --quiet
+cargo test --locked --manifest-path vm-guest/Cargo.toml --target-dir "$image_target" --quiet
+cargo build --locked --release --manifest-path vm-guest/Cargo.toml --target-dir "$image_target" --quiet
 
 step "tests"
 cargo test --locked --workspace --all-features

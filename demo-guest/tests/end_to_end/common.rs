@@ -32,7 +32,7 @@ pub(crate) const BULK: u64 = if cfg!(debug_assertions) {
 };
 
 // Abstract, so private to the test's network namespace and gone with it.
-const SOCKET: &str = "@end-to-end";
+pub(crate) const SOCKET: &str = "@end-to-end";
 const ADMIN: &str = "@end-to-end-admin";
 /// Carries the daemon's settings to its process.
 const SETTINGS: &str = "END_TO_END_DAEMON";
@@ -175,7 +175,11 @@ impl World {
 
     /// Attaches a guest.
     pub(crate) fn guest(&self, name: &str) -> Guest {
-        let helper = Helper::spawn(guest_command(name)).unwrap();
+        self.attached(name, Helper::spawn(guest_command(name)).unwrap())
+    }
+
+    /// The guest that `helper` is or runs, once it answers under `name`.
+    pub(crate) fn attached(&self, name: &str, helper: Helper) -> Guest {
         until("the guest's configuration", || self.running(name).is_some());
         let port = self.running(name).unwrap();
         let addresses = port.addresses.iter();

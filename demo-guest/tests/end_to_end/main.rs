@@ -15,3 +15,4 @@ mod iperf3;
 mod loss;
 mod outages;
 mod services;
+mod vm;

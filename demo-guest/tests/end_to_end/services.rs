@@ -26,7 +26,8 @@ fn every_service_works_over_ipv4_and_ipv6() {
     });
 }
 
-fn use_everything(address: IpAddr, seed: u64) {
+/// Uses every service of the guest `server` at `address`.
+pub(crate) fn use_everything(address: IpAddr, seed: u64) {
     let at = |port| SocketAddr::new(address, port);
     let pings = ping(address, 0, 20, PATIENCE).unwrap();
     assert_eq!(pings.received, 20, "{address}");
