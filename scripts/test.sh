@@ -81,8 +81,10 @@ if [ "$(id -u)" -eq 0 ] && [ -c /dev/net/tun ]; then
     scripts/demo.sh
     step "topologies"
     scripts/topology/all.sh
+    step "virtual machine"
+    scripts/vm.sh run
 else
-    echo "skipped: the demo and the topologies need root and /dev/net/tun here"
+    echo "skipped: the demo, the topologies and the virtual machine need root and /dev/net/tun here"
 fi
 
 printf '\nEverything passed.\n'
