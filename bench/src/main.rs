@@ -21,7 +21,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 struct Options {
     #[command(subcommand)]
     command: Option<Command>,
-    /// About two minutes: few and short pairs (the default).
+    /// About four minutes: few and short pairs (the default).
     #[arg(long)]
     quick: bool,
     /// More and longer pairs.
