@@ -25,11 +25,21 @@ use crate::memory::Heap;
 use crate::platform::{Kernel, KernelNetwork};
 use crate::{interrupts, last_words, random, serial, services, threads};
 
-/// Buffers of each TCP stream, in bytes each way.
-const STREAM_BYTES: usize = 262_143;
+/// Buffers of a usual TCP stream, in bytes each way.
+const STREAM_BYTES: usize = 65_535;
+/// The same of a stream that carries much, to which `demo-guest` gives four times
+/// as much. Any connection may be one.
+const BULK_STREAM_BYTES: usize = 4 * (STREAM_BYTES + 1);
+/// What a service keeps for a connection at the most: the buffer of a bulk
+/// transfer, and its task.
+const SERVICE_BYTES: usize = 72 << 10;
+/// What is not for connections: the stacks of the echo's threads, buffers kept
+/// for further streams, entries of handshakes and of TIME-WAIT, sockets.
+const RESERVED_BYTES: usize = 32 << 20;
+const SPARE_BUFFER_BYTES: usize = 4 << 20;
 
 /// Runs until the end of the machine; `heap` has its memory already.
-pub fn run(info: &StartInfo, heap: &Heap) -> ! {
+pub fn run(info: &StartInfo, heap: &'static Heap) -> ! {
     let (options, wrong) = Options::parse(info.command_line());
     serial::init(options.log);
     interrupts::init();
@@ -42,7 +52,7 @@ pub fn run(info: &StartInfo, heap: &Heap) -> ! {
         options.name,
         clock.hz() / 1_000_000
     );
-    match attach(&options, clock) {
+    match attach(&options, clock, heap) {
         Ok(network) => drive(&network, &options, heap),
         Err(error) => panic!("no network: {error}"),
     }
@@ -52,6 +62,7 @@ pub fn run(info: &StartInfo, heap: &Heap) -> ! {
 fn attach(
     options: &Options<'_>,
     clock: Clock,
+    heap: &Heap,
 ) -> Result<KernelNetwork, alloc::boxed::Box<dyn Display>> {
     let device = Ivshmem::open().map_err(boxed)?;
     let link = loop {
@@ -67,6 +78,12 @@ fn attach(
     let mut config = StackConfig::new(seed);
     config.tcp.rx_buffer_bytes = STREAM_BYTES;
     config.tcp.tx_buffer_bytes = STREAM_BYTES;
+    config.spare_buffer_bytes = SPARE_BUFFER_BYTES;
+    // Whoever is on the network may open connections, and a kernel without
+    // memory is a dead one.
+    let for_streams = heap.free_bytes().saturating_sub(RESERVED_BYTES);
+    config.limits.connections = (for_streams / (2 * BULK_STREAM_BYTES + SERVICE_BYTES)).max(4);
+    log::info!("memory for {} connections", config.limits.connections);
     let control = Control::new(offer(seed[0] as u32, options.name));
     let stack = Stack::with_control(link, config, control, clock.now());
     Ok(Network::new(stack, Kernel(clock)))
@@ -76,9 +93,9 @@ fn boxed(error: impl Display + 'static) -> alloc::boxed::Box<dyn Display> {
     alloc::boxed::Box::new(error)
 }
 
-fn drive(network: &KernelNetwork, options: &Options<'_>, heap: &Heap) -> ! {
+fn drive(network: &KernelNetwork, options: &Options<'_>, heap: &'static Heap) -> ! {
     let mut executor = Executor::<RawLock>::default();
-    if let Err(error) = services::start(network, &executor.spawner(), options.name) {
+    if let Err(error) = services::start(network, &executor.spawner(), options.name, heap) {
         panic!("no services: {error}");
     }
     let clock = network.platform().0;
@@ -89,11 +106,10 @@ fn drive(network: &KernelNetwork, options: &Options<'_>, heap: &Heap) -> ! {
     let mut to_connect = options.connect;
     loop {
         let step = network.step();
-        if report(network, &mut seen) {
-            log::debug!("{} bytes of the heap are in use", heap.allocated_bytes());
-            if let Some(remote) = to_connect.take() {
-                services::connect(network, remote);
-            }
+        if report(network, &mut seen)
+            && let Some(remote) = to_connect.take()
+        {
+            services::connect(network, remote);
         }
         let now = clock.now();
         if end.is_some_and(|end| end <= now) {

@@ -51,6 +51,11 @@ impl Heap {
         assert!(claimed.is_some(), "{len} bytes of memory are too few");
     }
 
+    /// Bytes that can be allocated, in pieces.
+    pub fn free_bytes(&self) -> usize {
+        self.0.lock().counters().available_bytes
+    }
+
     /// Bytes that are allocated at the moment.
     pub fn allocated_bytes(&self) -> usize {
         self.0.lock().counters().allocated_bytes

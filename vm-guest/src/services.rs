@@ -2,7 +2,9 @@
 //!
 //! - asynchronous: `demo-guest`'s applications, on its executor;
 //! - blocking: the TCP echo and the outgoing connection here, each in a thread;
-//! - callbacks: the UDP echo, also `demo-guest`'s.
+//! - callbacks: the UDP echo, also `demo-guest`'s, and the report on UDP port
+//!   5000: how many bytes of the heap are in use, and how many of them the
+//!   listener of the TCP echo takes.
 
 use alloc::format;
 use alloc::string::String;
@@ -17,17 +19,20 @@ use demo_guest::executor::Spawner;
 use guest_stack::error::{BindError, StreamError};
 use guest_stack::face::blocking::{TcpListener, TcpStream};
 use guest_stack::face::platform::Platform;
+use guest_stack::registry::Verdict;
 use guest_stack::tcp::stream::Shutdown;
 use shm_link::shm::ShmLink;
 
 use crate::ivshmem::HostBell;
 use crate::lock::RawLock;
+use crate::memory::Heap;
 use crate::platform::{Kernel, KernelNetwork};
 use crate::threads;
 
 type Stream = TcpStream<ShmLink<HostBell>, Kernel>;
 
 const ECHO_PORT: u16 = 7;
+const REPORT_PORT: u16 = 5000;
 const ECHO_BACKLOG: usize = 128;
 /// Connections that have a thread of their own; one more is served by the thread
 /// that accepts, and others wait meanwhile. A thread costs its stack.
@@ -45,11 +50,26 @@ pub fn start(
     network: &KernelNetwork,
     spawner: &Spawner<RawLock>,
     name: &str,
+    heap: &'static Heap,
 ) -> Result<(), BindError> {
     apps::start_all_but_echo(network, spawner, name)?;
+    let before = heap.allocated_bytes();
     let listener = TcpListener::bind(network, ECHO_PORT, ECHO_BACKLOG)?;
+    let listener_bytes = heap.allocated_bytes() - before;
     threads::spawn(move || accept_echoes(&listener));
-    Ok(())
+    let registered = network.with(|stack, _| {
+        stack
+            .sockets()
+            .on_udp(REPORT_PORT, move |context, datagram, _| {
+                let used = heap.allocated_bytes();
+                let report = format!("{used} bytes in use, {listener_bytes} by a listener\n");
+                match context.reply_datagram(datagram, report.as_bytes()) {
+                    Ok(()) => Verdict::Handled,
+                    Err(_) => Verdict::Pass,
+                }
+            })
+    });
+    registered.map_err(|_| BindError::AddrInUse)
 }
 
 fn accept_echoes(listener: &TcpListener<ShmLink<HostBell>, Kernel>) {

@@ -1,7 +1,7 @@
 //! One machine, used as a user would.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -54,6 +54,29 @@ fn a_machine_serves_everything_over_ipv4_and_ipv6_and_sleeps_afterwards() {
         std::thread::sleep(Duration::from_secs(3));
         let used = vm.cpu_ticks() - before;
         assert!(used <= 3, "{used} ticks of 10 ms in 3 s");
+    });
+}
+
+#[test]
+fn more_connections_than_a_machine_has_memory_for_leave_it_alive() {
+    if !qemu_is_there() {
+        return;
+    }
+    in_private_network(|| {
+        let world = World::start("");
+        let vm = Vm::boot(&world, "crowded", "");
+        let connect = || TcpStream::connect_timeout(&vm.guest.v4(80), Duration::from_millis(900));
+        let mut open = Vec::new();
+        while let Ok(stream) = connect() {
+            open.push(stream);
+            assert!(open.len() < 2000, "nothing bounds the connections");
+        }
+        assert!(open.len() >= 100, "only {} connections", open.len());
+        assert!(connect().is_err());
+        assert!(answers(vm.guest.addresses[0]));
+        drop(open);
+        until("room for a connection", || connect().is_ok());
+        assert!(!vm.said().contains("panicked"), "{}", vm.said());
     });
 }
 
