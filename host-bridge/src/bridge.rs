@@ -203,6 +203,13 @@ impl AttachedPort {
             port.close().await;
         }
     }
+
+    /// Lets go of the guest for another process that takes it over at once.
+    pub(crate) async fn leave(mut self) {
+        if let Some(port) = self.port.take() {
+            port.leave().await;
+        }
+    }
 }
 
 impl Drop for AttachedPort {

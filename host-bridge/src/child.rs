@@ -65,6 +65,19 @@ impl Helper {
         &mut self.child
     }
 
+    /// Another descriptor of the process, readable once it has ended.
+    ///
+    /// # Errors
+    /// The kernel's, when there is none left.
+    pub fn pidfd(&self) -> io::Result<OwnedFd> {
+        self.pidfd.try_clone()
+    }
+
+    /// Sends the process a signal, if it is still there.
+    pub fn signal(&self, signal: Signal) {
+        let _ = pidfd_send_signal(&self.pidfd, signal);
+    }
+
     /// Waits for the process to end by itself; `None` if it still runs after
     /// `timeout`.
     ///

@@ -8,10 +8,13 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use shm_link::linux::address::Address;
-use tokio::sync::watch;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::admin::AdminServer;
 use crate::bridge::Bridge;
@@ -23,17 +26,21 @@ use crate::port::{TapPlan, prepare_tap};
 use crate::sandbox::{Needs, directory_of, has_net_admin, without_net_admin};
 use crate::server::{GivenTap, Listening, Places, Server, Visitors};
 use crate::settings::{Settings, SocketSettings};
+use crate::store::{Names, Store, ports_of};
 use crate::tap::{Tap, TapKind, TapSource};
 use crate::workers::Workers;
 
 /// The TAP driver's device file.
 const DEVICE: &str = "/dev/net/tun";
+/// How long guests that were kept may take to be served before administrators are.
+const ARRIVAL: Duration = Duration::from_secs(2);
 
 /// A daemon whose sockets listen and which serves nobody yet.
 pub struct Bound {
     settings: Settings,
     sockets: Vec<(Listening, Option<Listening>)>,
     admin: Option<Listening>,
+    store: Store,
 }
 
 impl Bound {
@@ -42,26 +49,40 @@ impl Bound {
     /// # Errors
     /// [`BridgeError`] if an address is in use or cannot be made.
     pub fn new(settings: Settings) -> Result<Self, BridgeError> {
+        Self::with_store(settings, Store::none())
+    }
+
+    /// The same for a daemon whose guests outlive its process in `store`, and for the
+    /// next process after it.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn with_store(settings: Settings, store: Store) -> Result<Self, BridgeError> {
         // The sockets come first: a second daemon with the same settings is to
         // hear of the first one, not of the first one's TAPs.
         let mut sockets = Vec::new();
+        let listen = |address: &Address, visitors: &Visitors| {
+            let name = format!("socket.{address}").replace(':', "_");
+            Listening::kept_or_at(address, visitors.clone(), &store, name)
+        };
         for socket in &settings.sockets {
             let visitors = &socket.policy.visitors;
-            let memory = Listening::at(&socket.address, visitors.clone())?;
+            let memory = listen(&socket.address, visitors)?;
             let streams = match &socket.stream {
-                Some(address) => Some(Listening::at(address, visitors.clone())?),
+                Some(address) => Some(listen(address, visitors)?),
                 None => None,
             };
             sockets.push((memory, streams));
         }
         let admin = match &settings.admin {
-            Some(address) => Some(Listening::at(address, Visitors::OWN)?),
+            Some(address) => Some(listen(address, &Visitors::OWN)?),
             None => None,
         };
         Ok(Self {
             settings,
             sockets,
             admin,
+            store,
         })
     }
 
@@ -105,7 +126,10 @@ impl Bound {
                     return true;
                 };
                 for socket in sockets {
-                    if check_given_taps(&netlink, socket).await.is_err() {
+                    if check_given_taps(&netlink, socket, &self.store)
+                        .await
+                        .is_err()
+                    {
                         return true;
                     }
                 }
@@ -126,19 +150,47 @@ impl Bound {
             settings,
             sockets,
             admin,
+            store,
         } = self;
         let bridge = Bridge::with_workers(workers)?;
+        // Before guests take what was kept for them.
+        check_system(&settings.sockets, &store).await?;
+        for listening in sockets
+            .iter()
+            .flat_map(|(memory, streams)| [Some(memory), streams.as_ref()])
+            .chain([admin.as_ref()])
+            .flatten()
+        {
+            let kept = listening.keep(&store).await;
+            kept.map_err(|error| BridgeError::io("keeping a socket", error))?;
+        }
+        let (arriving, mut arrived) = mpsc::channel(1);
         let mut servers = Vec::new();
         for ((memory, streams), socket) in sockets.into_iter().zip(&settings.sockets) {
             let (places, policy) = (socket.places.clone(), socket.policy.clone());
-            let mut server = Server::over(memory, streams, bridge.clone(), places, policy);
+            let listening = (memory, streams);
+            let kept = (store.clone(), arriving.clone());
+            let mut server = Server::over(listening, bridge.clone(), places, policy, kept);
             for device in &socket.serials {
                 server.add_line(device)?;
             }
             servers.push(server);
         }
-        let admin = admin.map(|socket| AdminServer::over(socket, bridge.clone()));
-        check_system(&settings.sockets).await?;
+        let restart = Arc::new(Notify::new());
+        let admin = admin.map(|socket| {
+            AdminServer::over(
+                socket,
+                bridge.clone(),
+                store.keeps().then(|| restart.clone()),
+            )
+        });
+        drop(arriving);
+        let rest = store.rest();
+        for port in ports_of(&rest) {
+            log::warn!("port {port}: its guest is let go: the settings have no place for it");
+        }
+        let forgotten = store.forget(&rest).await;
+        forgotten.map_err(|error| BridgeError::io("letting go of what was kept", error))?;
         if let Err(error) = never_waits() {
             log::warn!(
                 "no asynchronous I/O ({error}): a hostile process guest may block a worker thread; \
@@ -147,10 +199,12 @@ impl Bound {
         }
         let running = watch::Sender::new(());
         let mut tasks = JoinSet::new();
-        for server in servers {
+        for mut server in servers {
             let stop = ended(running.subscribe());
             tasks.spawn(async move { server.run_until(stop).await });
         }
+        // Whoever asks for them is to hear of those who were kept.
+        let _ = timeout(ARRIVAL, arrived.recv()).await;
         if let Some(admin) = admin {
             let stop = ended(running.subscribe());
             tasks.spawn(async move {
@@ -161,10 +215,13 @@ impl Bound {
             });
         }
         announce(&settings);
+        store.ready().await;
         Ok(Daemon {
             bridge,
             tasks,
             running,
+            restart,
+            store,
         })
     }
 }
@@ -176,6 +233,8 @@ pub struct Daemon {
     tasks: JoinSet<()>,
     /// Dropped to tell the tasks to end.
     running: watch::Sender<()>,
+    restart: Arc<Notify>,
+    store: Store,
 }
 
 impl Daemon {
@@ -205,6 +264,26 @@ impl Daemon {
         BridgeError::io("serving a socket", io::Error::other(why))
     }
 
+    /// Whether guests can be left to another process.
+    pub fn is_kept(&self) -> bool {
+        self.store.keeps()
+    }
+
+    /// Waits until an administrator asks for another process in place of this one.
+    pub fn restart_wanted(&self) -> impl Future<Output = ()> + use<> {
+        let restart = self.restart.clone();
+        async move { restart.notified().await }
+    }
+
+    /// Ends with guests and sockets left to the next process; without a store that
+    /// keeps them, as [`shutdown`](Self::shutdown).
+    pub async fn leave(self) {
+        if self.store.keeps() {
+            self.store.leave();
+        }
+        self.shutdown().await;
+    }
+
     /// Detaches all guests, removes the sockets, and returns when all TAPs are
     /// gone.
     pub async fn shutdown(self) {
@@ -222,7 +301,7 @@ async fn ended(mut running: watch::Receiver<()>) {
 }
 
 /// Finds out now what would otherwise turn away the first guest.
-async fn check_system(sockets: &[SocketSettings]) -> Result<(), BridgeError> {
+async fn check_system(sockets: &[SocketSettings], store: &Store) -> Result<(), BridgeError> {
     let opens_device = |socket: &SocketSettings| {
         let taps = &socket.policy.taps;
         !all_taps_are_given(socket) || taps.iter().any(|tap| !matches!(tap, GivenTap::Fd(_)))
@@ -244,24 +323,32 @@ async fn check_system(sockets: &[SocketSettings]) -> Result<(), BridgeError> {
             check_bridge(&netlink, bridge).await?;
         }
         if !has_net_admin() {
-            check_given_taps(&netlink, socket).await?;
+            check_given_taps(&netlink, socket, store).await?;
             if all_taps_are_given(socket) {
                 continue;
             }
         }
         // Opened and closed again: it exists, is free, and may be used.
-        for given in &socket.policy.taps {
+        for (slot, given) in (0..).zip(&socket.policy.taps) {
+            if is_kept(store, &socket.places.assign(slot).name) {
+                continue;
+            }
             let source = given.source();
             let source = source
                 .map_err(|error| BridgeError::io("copying the descriptor of the TAP", error))?;
             check_tap(&netlink, source).await?;
         }
-        if socket.policy.taps.is_empty() {
+        if socket.policy.taps.is_empty() && !is_kept(store, &first.name) {
             let name = Some(first.name);
             check_tap(&netlink, TapSource::Create { name }).await?;
         }
     }
     Ok(())
+}
+
+/// Whether the TAP of the port with this name serves a guest already.
+fn is_kept(store: &Store, port: &str) -> bool {
+    store.has(&Names::of(port).tap())
 }
 
 /// Whether no guest of this socket needs a TAP to be made.
@@ -273,14 +360,21 @@ fn all_taps_are_given(socket: &SocketSettings) -> bool {
 
 /// Opens the TAPs that exist already, as their guests' ports will, and sets up what
 /// is not set up yet.
-async fn check_given_taps(netlink: &Netlink, socket: &SocketSettings) -> Result<(), BridgeError> {
+async fn check_given_taps(
+    netlink: &Netlink,
+    socket: &SocketSettings,
+    store: &Store,
+) -> Result<(), BridgeError> {
     for (slot, given) in (0..socket.places.count()).zip(&socket.policy.taps) {
         let Assignment {
+            name,
             network,
             master,
             host_addresses,
-            ..
         } = socket.places.assign(slot);
+        if is_kept(store, &name) {
+            continue;
+        }
         let source = given
             .source()
             .map_err(|error| BridgeError::io("copying the descriptor of the TAP", error))?;

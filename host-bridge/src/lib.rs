@@ -28,11 +28,13 @@
 //! | [`probe`] | small clients that check a guest from the host's side |
 //! | [`namespace`] | a network namespace of one's own |
 //! | [`child`] | child processes that die with their parent |
+//! | `signals` | those that end a daemon |
 //! | `policy` | what a port's task tells its pumps |
 //! | `kick` | ringing an eventfd without ever waiting |
 //! | [`bell`] | eventfds for tokio tasks |
 //! | `pump` | the hot loops: one per direction, or one for a byte stream |
 //! | `session` | the control machine, and what follows from its events |
+//! | [`store`] | what outlives the process |
 //! | [`port`] | one guest: its TAP, session and pumps |
 //! | [`workers`] | threads that ports run on |
 //! | [`bridge`] | all ports; what a monitor embeds |
@@ -42,6 +44,7 @@
 //! | [`admin`] | the admin socket, both ends |
 //! | [`settings`] | flags and configuration file, checked |
 //! | [`daemon`] | sockets, checks at the start, a clean end |
+//! | [`keeper`] | keeps what outlives a daemon's process |
 //! | [`cli`] | the `host-bridge` command |
 //!
 //! A monitor that owns the guest's memory needs this much:
@@ -101,11 +104,13 @@ pub mod probe;
 pub mod namespace;
 
 pub mod child;
+mod signals;
 mod policy;
 mod kick;
 pub mod bell;
 mod pump;
 mod session;
+pub mod store;
 pub mod port;
 pub mod workers;
 pub mod bridge;
@@ -116,4 +121,5 @@ pub mod server;
 pub mod admin;
 pub mod settings;
 pub mod daemon;
+pub mod keeper;
 pub mod cli;

@@ -61,6 +61,8 @@ pub struct Netlink {
     handle: Handle,
     _driver: Arc<Driver>,
     changes: Arc<Mutex<Option<Changes>>>,
+    /// Held for a list: the kernel gives a socket one at a time (EBUSY).
+    listing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Tells of changes to interfaces.
@@ -96,6 +98,7 @@ impl Netlink {
             handle,
             _driver: Arc::new(driver),
             changes: Arc::default(),
+            listing: Arc::default(),
         })
     }
 
@@ -284,6 +287,7 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError`].
     pub async fn addresses(&self, index: u32) -> Result<Vec<IpNet>, NetlinkError> {
+        let _alone = self.listing.lock().await;
         let request = self.handle.address().get().set_link_index_filter(index);
         let mut answers = std::pin::pin!(request.execute());
         let mut found = Vec::new();

@@ -250,6 +250,15 @@ impl Slots {
         }
     }
 
+    /// Takes this slot, if it is there and free.
+    pub(crate) fn take_this(&self, number: u16) -> Option<Slot> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        (number < self.count && taken.insert(number)).then(|| Slot {
+            number,
+            slots: self.clone(),
+        })
+    }
+
     /// Takes the lowest free slot.
     ///
     /// # Errors

@@ -156,6 +156,11 @@ impl Session {
         printable(self.control.guest_name())
     }
 
+    /// What a guest is to have.
+    pub(crate) fn offered(&self) -> &NetworkConfig {
+        self.control.offered()
+    }
+
     /// What the guest has, or is about to have.
     pub(crate) fn agreed(&self) -> Option<&NetworkConfig> {
         self.control.agreed()

@@ -11,10 +11,14 @@ use std::time::{Duration, Instant};
 
 use host_bridge::admin::AdminClient;
 use host_bridge::child::Helper;
-use host_bridge::daemon::Daemon;
+use host_bridge::daemon::Bound;
+use host_bridge::keeper::{self, Shelf};
 use host_bridge::netlink::Netlink;
 use host_bridge::port::{PortChange, PortState, PortStatus};
 use host_bridge::settings::{Options, Settings};
+use host_bridge::store::Store;
+use host_bridge::workers::Workers;
+use rustix::process::{Pid, Signal};
 use rustix::thread::UnshareFlags;
 
 /// How long anything but a bulk transfer may take.
@@ -99,6 +103,7 @@ pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
 /// A running daemon.
 pub(crate) struct World {
     settings: String,
+    process: &'static str,
     daemon: Option<Helper>,
 }
 
@@ -106,9 +111,19 @@ impl World {
     /// Starts a daemon with these settings, as in a configuration file, besides
     /// its sockets.
     pub(crate) fn start(settings: &str) -> Self {
+        Self::start_as("common::daemon_process", settings)
+    }
+
+    /// Starts a daemon under a keeper.
+    pub(crate) fn start_kept(settings: &str) -> Self {
+        Self::start_as("common::keeper_process", settings)
+    }
+
+    fn start_as(process: &'static str, settings: &str) -> Self {
         let settings = format!("socket = {SOCKET:?}\nadmin = {ADMIN:?}\n{settings}\n");
         let mut world = Self {
             settings,
+            process,
             daemon: None,
         };
         world.start_daemon();
@@ -117,18 +132,8 @@ impl World {
 
     /// Starts the daemon, after it was killed.
     pub(crate) fn start_daemon(&mut self) {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args([
-                "--exact",
-                "common::daemon_process",
-                "--ignored",
-                "--nocapture",
-            ])
-            .env(SETTINGS, &self.settings)
-            .env("RUST_LOG", "error")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
+        let mut command = itself(self.process);
+        command.env(SETTINGS, &self.settings);
         self.daemon = Some(Helper::spawn(command).unwrap());
         until("the daemon", || self.admin().status(None).is_ok());
     }
@@ -138,7 +143,26 @@ impl World {
         self.daemon = None;
     }
 
-    /// The daemon's process.
+    /// The process of the daemon that a keeper runs now, unless there is none.
+    pub(crate) fn worker(&mut self) -> Option<Pid> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.daemon_pid())).unwrap();
+        let children = tasks
+            .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).ok());
+        let children = children.collect::<String>();
+        Pid::from_raw(children.split_whitespace().next()?.parse().unwrap())
+    }
+
+    /// Ends the daemon that a keeper runs by this signal, and returns when there is
+    /// another, perhaps before it serves.
+    pub(crate) fn kill_worker(&mut self, signal: Signal) {
+        let before = self.worker().expect("a daemon that runs");
+        rustix::process::kill_process(before, signal).unwrap();
+        until("another daemon", || {
+            self.worker().is_some_and(|now| now != before)
+        });
+    }
+
+    /// The daemon's process, or its keeper's.
     pub(crate) fn daemon_pid(&mut self) -> u32 {
         self.daemon.as_mut().unwrap().child_mut().id()
     }
@@ -238,6 +262,18 @@ impl Guest {
     }
 }
 
+/// This very program, told to run nothing but `process`.
+fn itself(process: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let log = std::env::var("DAEMON_LOG").unwrap_or_else(|_| "error".to_owned());
+    command
+        .args(["--exact", process, "--ignored", "--nocapture"])
+        .env("RUST_LOG", log)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    command
+}
+
 /// The daemon's process. As a test it does nothing.
 #[test]
 #[ignore = "the other tests run it, as a process of its own"]
@@ -245,6 +281,8 @@ fn daemon_process() {
     let Ok(settings) = std::env::var(SETTINGS) else {
         return;
     };
+    let store = Store::from_env().unwrap();
+    let _ = env_logger::try_init();
     let settings = Settings::new(Options::parse(&settings).unwrap(), None).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(settings.workers)
@@ -252,8 +290,29 @@ fn daemon_process() {
         .build()
         .unwrap();
     let failure = runtime.block_on(async {
-        let mut daemon = Daemon::start(settings).await.unwrap();
-        daemon.failed().await
+        let daemon = Bound::with_store(settings, store).unwrap();
+        let mut daemon = daemon.start(Workers::none()).await.unwrap();
+        let restart = daemon.restart_wanted();
+        tokio::select! {
+            failure = daemon.failed() => Some(failure),
+            () = restart => {
+                daemon.leave().await;
+                None
+            }
+        }
     });
-    panic!("{failure}");
+    if let Some(failure) = failure {
+        panic!("{failure}");
+    }
+}
+
+/// The process of a keeper of daemons. As a test it does nothing.
+#[test]
+#[ignore = "the other tests run it, as a process of its own"]
+fn keeper_process() {
+    if std::env::var_os(SETTINGS).is_none() {
+        return;
+    }
+    let _ = env_logger::try_init();
+    keeper::run(Shelf::new(), || itself("common::daemon_process")).unwrap();
 }

@@ -11,6 +11,7 @@ mod changes;
 mod common;
 mod hostile;
 mod idle;
+mod keeping;
 mod iperf3;
 mod loss;
 mod outages;

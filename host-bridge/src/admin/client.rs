@@ -87,7 +87,7 @@ impl AdminClient {
         let port = port.map(str::to_owned);
         match self.ask(&Request::Status { port })? {
             Response::Status { ports } => Ok(ports),
-            Response::Changed { .. } | Response::Error { .. } => {
+            Response::Changed { .. } | Response::Restarting {} | Response::Error { .. } => {
                 Err(self.strange("an answer to something else"))
             }
         }
@@ -104,7 +104,21 @@ impl AdminClient {
             change: Box::new(change),
         })? {
             Response::Changed { port } => Ok(*port),
-            Response::Status { .. } | Response::Error { .. } => {
+            Response::Status { .. } | Response::Restarting {} | Response::Error { .. } => {
+                Err(self.strange("an answer to something else"))
+            }
+        }
+    }
+
+    /// Asks for another process in place of the daemon's, and returns all ports as that
+    /// one has them.
+    ///
+    /// # Errors
+    /// [`AdminError`]; [`AdminError::Refused`] if nothing would keep the guests.
+    pub fn restart(&self) -> Result<Vec<PortStatus>, AdminError> {
+        match self.ask(&Request::Restart {})? {
+            Response::Restarting {} => self.status(None),
+            Response::Changed { .. } | Response::Status { .. } | Response::Error { .. } => {
                 Err(self.strange("an answer to something else"))
             }
         }
@@ -134,7 +148,13 @@ impl AdminClient {
                 ) => {}
             written => written?,
         }
-        BufReader::new(socket.take(MAX_RESPONSE_LEN)).read_until(b'\n', answer)?;
+        let mut socket = BufReader::new(socket.take(MAX_RESPONSE_LEN));
+        socket.read_until(b'\n', answer)?;
+        if *request == (Request::Restart {}) {
+            // Until that process has ended. The listening socket stays, so that the
+            // next one answers what is asked after this.
+            let _ = socket.read_to_end(&mut Vec::new());
+        }
         Ok(())
     }
 

@@ -30,6 +30,8 @@ pub enum Request {
         /// What to change.
         change: Box<PortChange>,
     },
+    /// Let another process of the daemon take over: guests and connections stay.
+    Restart {},
 }
 
 /// What the daemon answers.
@@ -46,6 +48,8 @@ pub enum Response {
         /// The port as it is now.
         port: Box<PortStatus>,
     },
+    /// This process ends now and another goes on.
+    Restarting {},
     /// The request was not understood or could not be fulfilled.
     Error {
         /// Words for a person.

@@ -7,11 +7,13 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shm_link::linux::address::Address;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -35,10 +37,16 @@ const WRITE_TIME: Duration = Duration::from_secs(5);
 /// line waits for an answer.
 const CHANGE_TIME: Duration = Duration::from_secs(10);
 
+/// Why a daemon will not make room for another process.
+const NOTHING_KEEPS: &str = "nothing keeps this daemon's guests while it is not there: start it with \
+                             --keep, or under systemd with a FileDescriptorStoreMax=";
+
 /// A listening admin socket.
 pub struct AdminServer {
     socket: Listening,
     bridge: Bridge,
+    /// Told when another process is wanted; none: nothing would outlive this one.
+    restart: Option<Arc<Notify>>,
 }
 
 impl AdminServer {
@@ -48,12 +56,16 @@ impl AdminServer {
     /// [`BridgeError`] if the address is in use or cannot be made.
     pub fn bind(address: &Address, bridge: Bridge) -> Result<Self, BridgeError> {
         let socket = Listening::at(address, Visitors::OWN)?;
-        Ok(Self::over(socket, bridge))
+        Ok(Self::over(socket, bridge, None))
     }
 
     /// The same over a socket that listens already.
-    pub(crate) fn over(socket: Listening, bridge: Bridge) -> Self {
-        Self { socket, bridge }
+    pub(crate) fn over(socket: Listening, bridge: Bridge, restart: Option<Arc<Notify>>) -> Self {
+        Self {
+            socket,
+            bridge,
+            restart,
+        }
     }
 
     /// Serves clients until dropped, which cuts them off.
@@ -91,9 +103,9 @@ impl AdminServer {
                 let _ = socket.try_write(Response::Error { why }.to_line().as_bytes());
                 continue;
             }
-            let bridge = self.bridge.clone();
+            let (bridge, restart) = (self.bridge.clone(), self.restart.clone());
             clients.spawn(async move {
-                if let Err(error) = serve(socket, &bridge).await {
+                if let Err(error) = serve(socket, &bridge, restart.as_deref()).await {
                     log::debug!("an admin client: {error}");
                 }
             });
@@ -111,7 +123,11 @@ fn place(clients: usize) -> Result<(), String> {
     Ok(())
 }
 
-async fn serve(mut socket: UnixStream, bridge: &Bridge) -> io::Result<()> {
+async fn serve(
+    mut socket: UnixStream,
+    bridge: &Bridge,
+    restart: Option<&Notify>,
+) -> io::Result<()> {
     let (read, mut write) = socket.split();
     let mut read = BufReader::new(read);
     let mut line = Vec::new();
@@ -123,12 +139,17 @@ async fn serve(mut socket: UnixStream, bridge: &Bridge) -> io::Result<()> {
                 why: format!("the request is longer than {MAX_REQUEST_LEN} bytes"),
             },
             Line::Whole => match Request::from_line(&line) {
+                Ok(Request::Restart {}) if restart.is_some() => Response::Restarting {},
                 Ok(request) => answer(request, bridge).await,
                 Err(why) => Response::Error { why },
             },
         };
         let answer = response.to_line();
         timeout(WRITE_TIME, write.write_all(answer.as_bytes())).await??;
+        if let (Response::Restarting {}, Some(restart)) = (response, restart) {
+            log::info!("an administrator asks for a new process");
+            restart.notify_one();
+        }
     }
 }
 
@@ -169,6 +190,7 @@ async fn read_line(read: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -
 
 async fn answer(request: Request, bridge: &Bridge) -> Response {
     let done = match request {
+        Request::Restart {} => Err(NOTHING_KEEPS.to_owned()),
         Request::Status { port: None } => Ok(Response::Status {
             ports: bridge.status(),
         }),

@@ -5,6 +5,7 @@
 //! | `run.rs` | `run`: the daemon |
 //! | `status.rs` | `status`: what its ports are doing |
 //! | `set.rs` | `set`: change a port |
+//! | `restart.rs` | `restart`: another process in its place |
 //! | `demo.rs` | `demo`: everything at work in a private network |
 //!
 //! A subcommand parses nothing itself (clap does, here) and returns a
@@ -14,6 +15,7 @@ mod output;
 mod run;
 mod status;
 mod set;
+mod restart;
 mod demo;
 
 use std::error::Error;
@@ -55,6 +57,12 @@ enum Command {
     Status(status::StatusArgs),
     /// Change a port of a running daemon, and wait for its guest to follow.
     Set(Box<set::SetArgs>),
+    /// Put another process in place of a running daemon's, such as a new release.
+    ///
+    /// Guests, their connections and TAPs stay; they notice a pause. The configuration
+    /// file is read anew. Needs a daemon that was started with --keep, or under systemd
+    /// with FileDescriptorStoreMax=.
+    Restart(restart::RestartArgs),
     /// Show the whole thing at work in a private network, and check it.
     ///
     /// Starts a daemon and a guest as processes of their own in a new network
@@ -73,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::main(*args),
         Command::Status(args) => status::main(&args),
         Command::Set(args) => set::main(*args),
+        Command::Restart(args) => restart::main(&args),
         Command::Demo(args) => demo::main(&args),
     };
     match done {

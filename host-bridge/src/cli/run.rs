@@ -2,15 +2,18 @@
 //! [`Daemon`](crate::daemon::Daemon).
 
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::process::Command;
 use std::time::Duration;
 
 use tokio::runtime::Builder;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Failure;
 use crate::daemon::Bound;
+use crate::keeper::{self, Shelf};
 use crate::sandbox::{Parts, Restriction, confine, filter_calls, has_net_admin};
 use crate::settings::{Options, Settings, SettingsError};
+use crate::signals::{Signals, TERM};
+use crate::store::Store;
 use crate::workers::Workers;
 
 /// How long the guests' ends may take before the process ends without them;
@@ -20,20 +23,40 @@ const LAST_ORDERS: Duration = Duration::from_secs(10);
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
+    /// Keep guests, their connections and TAPs while the daemon is not there.
+    ///
+    /// This process then only keeps them, and runs the daemon as a process of its own.
+    /// When that one ends, however it ends, another goes on where it was: guests notice
+    /// a pause. `host-bridge restart` begins the program anew, another release of it too.
+    #[arg(long)]
+    keep: bool,
+
     #[command(flatten)]
     options: Options,
 }
 
+/// Under which the keeper passes a TAP on that it was given.
+const GIVEN_TAP: &str = "given.tap";
+
 pub(super) fn main(args: RunArgs) -> Result<(), Failure> {
-    // Before anything is opened: the number cannot be one of our own.
-    let tap_fd = match args.options.tap_fd {
-        Some(number) => Some(inherited(number)?),
-        None => None,
+    // Before anything is opened: the numbers cannot be of our own.
+    let store = match args.keep {
+        true => Store::none(),
+        false => Store::from_env()?,
     };
+    let tap_fd = match (args.options.tap_fd, store.take(GIVEN_TAP)) {
+        (Some(_), Some(kept)) => Some(kept),
+        (Some(number), None) => Some(inherited(number)?),
+        (None, _) => None,
+    };
+    let given = tap_fd.as_ref().map(OwnedFd::try_clone).transpose()?;
     let settings = Settings::new(args.options.with_file()?, tap_fd)?;
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    if args.keep {
+        return keep(given);
+    }
     let (workers, parts) = (settings.workers, settings.sandbox);
-    let daemon = Bound::new(settings)?;
+    let daemon = Bound::with_store(settings, store)?;
     // Before there are other threads, which would keep what this one gives up.
     let files = confine(parts, &daemon.needs()?)?;
     let workers = Workers::start(workers)?;
@@ -47,6 +70,32 @@ pub(super) fn main(args: RunArgs) -> Result<(), Failure> {
     let done = runtime.block_on(serve(daemon, workers));
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
+}
+
+/// Keeps what a daemon with the same command line needs to go on.
+fn keep(given: Option<OwnedFd>) -> Result<(), Failure> {
+    let mut shelf = Shelf::new();
+    if let Some(given) = given {
+        shelf.keep(GIVEN_TAP, given);
+    }
+    // By its name and not as the file that runs now: another release may be there.
+    let program = std::env::current_exe()?;
+    let args: Vec<_> = std::env::args_os()
+        .skip(1)
+        .filter(|arg| arg != "--keep")
+        .collect();
+    let worker = move || {
+        let mut command = Command::new(&program);
+        command.args(&args);
+        command
+    };
+    match keeper::run(shelf, worker)? {
+        0 => Ok(()),
+        code => Err(Failure {
+            error: "the daemon did not start: see above".into(),
+            code,
+        }),
+    }
 }
 
 /// Tells the log which rights are left.
@@ -72,45 +121,30 @@ async fn serve(daemon: Bound, workers: Workers) -> Result<(), Failure> {
     // First, so that no signal ends the process half way.
     let mut signals = Signals::new()?;
     let mut daemon = daemon.start(workers).await?;
-    let end = tokio::select! {
+    let (leaves, restart) = (daemon.is_kept(), daemon.restart_wanted());
+    let (end, leaves) = tokio::select! {
+        () = restart => (Ok(()), true),
         name = signals.next() => {
-            log::info!("{name}: detaching the guests");
-            Ok(())
+            // Whoever keeps the guests knows whether there is a next process.
+            let leaves = leaves && name == TERM;
+            match leaves {
+                true => log::info!("{name}: leaving the guests to the next process"),
+                false => log::info!("{name}: detaching the guests"),
+            }
+            (Ok(()), leaves)
         }
-        error = daemon.failed() => Err(error.into()),
+        error = daemon.failed() => (Err(error.into()), leaves),
     };
-    if tokio::time::timeout(LAST_ORDERS, daemon.shutdown())
-        .await
-        .is_err()
-    {
+    let ending = async {
+        match leaves {
+            true => daemon.leave().await,
+            false => daemon.shutdown().await,
+        }
+    };
+    if tokio::time::timeout(LAST_ORDERS, ending).await.is_err() {
         log::warn!("not all guests could be detached in time");
     }
     end
-}
-
-/// The signals that end the daemon.
-struct Signals {
-    int: Signal,
-    term: Signal,
-    hup: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            int: signal(SignalKind::interrupt())?,
-            term: signal(SignalKind::terminate())?,
-            hup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.int.recv() => "SIGINT",
-            _ = self.term.recv() => "SIGTERM",
-            _ = self.hup.recv() => "SIGHUP",
-        }
-    }
 }
 
 /// Takes over a descriptor that this process was started with.

@@ -12,6 +12,7 @@ use shm_link::control::{NetworkConfig, Prefixed};
 use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
 use crate::limit::{LimitConfig, Limits};
+use crate::store::Record;
 use crate::tap::TapSource;
 
 /// Everything a port needs besides the guest itself.
@@ -38,6 +39,9 @@ pub struct PortConfig {
     pub impair_to_host: ImpairConfig,
     /// Fault injection from host to guest; default none.
     pub impair_to_guest: ImpairConfig,
+    /// Where changes are noted, and those of before are found; default nowhere. The
+    /// daemon's own: others cannot make one.
+    pub record: Option<Record>,
 }
 
 impl PortConfig {
@@ -54,6 +58,7 @@ impl PortConfig {
             limits: Limits::default(),
             impair_to_host: ImpairConfig::default(),
             impair_to_guest: ImpairConfig::default(),
+            record: None,
         }
     }
 }
@@ -82,6 +87,19 @@ pub struct PortChange {
 }
 
 impl PortChange {
+    /// Adds a later change: what it does not say stays.
+    pub(crate) fn merge(&mut self, later: &Self) {
+        let later = later.clone();
+        self.mtu = later.mtu.or(self.mtu);
+        self.carrier = later.carrier.or(self.carrier);
+        self.addresses = later.addresses.or(self.addresses.take());
+        self.gateways = later.gateways.or(self.gateways.take());
+        self.limit_to_host = later.limit_to_host.or(self.limit_to_host);
+        self.limit_to_guest = later.limit_to_guest.or(self.limit_to_guest);
+        self.impair_to_host = later.impair_to_host.or(self.impair_to_host.take());
+        self.impair_to_guest = later.impair_to_guest.or(self.impair_to_guest.take());
+    }
+
     pub(super) fn apply(&self, network: &mut NetworkConfig) -> Result<(), String> {
         let too_many = |_| "a guest has at most four addresses of each family".to_owned();
         if let Some(mtu) = self.mtu {

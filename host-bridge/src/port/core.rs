@@ -24,6 +24,7 @@ use crate::netlink::Netlink;
 use crate::policy::Stop;
 use crate::pump::PumpShared;
 use crate::session::{Action, Session, TapSettings};
+use crate::store::Record;
 use crate::tap::{Tap, TapKind};
 
 /// Control messages handled before other tasks get their turn.
@@ -47,6 +48,7 @@ const OFFLOADS: Offloads = Offloads::CHECKSUM
 /// A change that waits for the guest's answer.
 struct Pending {
     serial: u32,
+    change: Box<PortChange>,
     reply: oneshot::Sender<Result<(), String>>,
 }
 
@@ -59,6 +61,7 @@ pub(super) struct Core {
     /// The Linux bridge that the TAP is to be a port of.
     master: Option<String>,
     netlink: Netlink,
+    record: Option<Record>,
     shown: Arc<Shown>,
     pending: Vec<Pending>,
     log: LogLimit,
@@ -95,7 +98,7 @@ impl Core {
             TapKind::Plain => Offloads::NONE,
             TapKind::VnetHeader => OFFLOADS,
         };
-        let session = Session::new(
+        let mut session = Session::new(
             config.network.clone(),
             capable,
             config.filter,
@@ -107,21 +110,31 @@ impl Core {
             let error = std::io::Error::other(error);
             BridgeError::io(format!("configuring port {name}"), error)
         })?;
+        if let Some(record) = &config.record {
+            // What held for this guest when the process before this one ended.
+            let change = record.change();
+            change_session(&mut session, &change).map_err(|why| {
+                let doing = format!("changing port {name} as before");
+                BridgeError::io(doing, std::io::Error::other(why))
+            })?;
+        }
         // SAFETY: a Tap's descriptor is open as long as the Tap and never changes.
         let tap = unsafe { AsyncFd::register(tap) }.map_err(|refused| {
             let error = refused.into_parts().1;
             BridgeError::io(format!("registering the TAP of port {name}"), error)
         })?;
         let (impair_to_host, impair_to_guest) = session.impairments();
+        let tap = Arc::new(tap);
         let shown = Arc::new(Shown {
             name,
             tap: tap.get_ref().name().to_owned(),
+            tap_itself: Arc::downgrade(&tap),
             born: Instant::now(),
             counters: Arc::new(PortCounters::default()),
             view: Mutex::new(View {
                 state: session.state().clone(),
                 guest: String::new(),
-                network: config.network,
+                network: session.offered().clone(),
                 limits: session.limits(),
                 impair_to_host,
                 impair_to_guest,
@@ -131,9 +144,10 @@ impl Core {
         let core = Self {
             session,
             inbox,
-            tap: Arc::new(tap),
+            tap,
             master: config.master,
             netlink: netlink.clone(),
+            record: config.record,
             shown: shown.clone(),
             pending: Vec::new(),
             log: LogLimit::new(LOG_LINES_PER_SECOND),
@@ -203,6 +217,7 @@ impl Core {
         match command {
             Command::Change { change, reply } => self.handle_change(*change, reply).await,
             Command::Stop => return Err(PortEnd::Detached),
+            Command::Leave => return Err(PortEnd::Left),
         }
         Ok(())
     }
@@ -211,7 +226,7 @@ impl Core {
     /// transport is to be left.
     pub(super) fn end(&mut self, end: &PortEnd) -> Stop {
         let stop = match end {
-            PortEnd::Detached | PortEnd::Tap(_) => Stop::LeaveOpen,
+            PortEnd::Detached | PortEnd::Left | PortEnd::Tap(_) => Stop::LeaveOpen,
             PortEnd::Fault(_) | PortEnd::Closed | PortEnd::Failed(_) => Stop::Close,
         };
         self.session.end(end.to_string(), stop);
@@ -219,9 +234,11 @@ impl Core {
     }
 
     /// The last thing a port does.
-    pub(super) fn finish(&self) {
-        // A TAP that is gone has no carrier either.
-        let _ = self.tap.get_ref().set_carrier(false);
+    pub(super) fn finish(&self, end: &PortEnd) {
+        if *end != PortEnd::Left {
+            // A TAP that is gone has no carrier either.
+            let _ = self.tap.get_ref().set_carrier(false);
+        }
         self.show();
     }
 
@@ -236,6 +253,9 @@ impl Core {
                     .partition(|p: &Pending| p.serial <= serial);
                 self.pending = open;
                 for pending in answered {
+                    if result.is_ok() {
+                        self.note(&pending.change);
+                    }
                     let _ = pending.reply.send(result.clone());
                 }
             }
@@ -258,21 +278,10 @@ impl Core {
         change: PortChange,
         reply: oneshot::Sender<Result<(), String>>,
     ) {
-        let updated = self.session.update(
-            |network| change.apply(network),
-            change.impair_to_host.clone(),
-            change.impair_to_guest.clone(),
-        );
-        if updated.is_ok() {
-            let before = self.session.limits();
-            self.session.set_limits(Limits {
-                to_host: change.limit_to_host.unwrap_or(before.to_host),
-                to_guest: change.limit_to_guest.unwrap_or(before.to_guest),
-            });
-        }
-        let serial = match updated {
+        let serial = match change_session(&mut self.session, &change) {
             Ok(Some(serial)) => serial,
             Ok(None) => {
+                self.note(&change);
                 self.show();
                 let _ = reply.send(Ok(()));
                 return;
@@ -285,6 +294,7 @@ impl Core {
         match self.session.agreed().map(TapSettings::from) {
             // Nobody to ask: the next guest is told.
             None => {
+                self.note(&change);
                 let _ = reply.send(Ok(()));
             }
             Some(mut settings) => {
@@ -293,10 +303,25 @@ impl Core {
                 // larger MTU waits for the guest, a smaller one does not.
                 settings.mtu = settings.mtu.min(self.shown_mtu());
                 self.set_tap(settings).await;
-                self.pending.push(Pending { serial, reply });
+                let change = Box::new(change);
+                self.pending.push(Pending {
+                    serial,
+                    change,
+                    reply,
+                });
             }
         }
         self.show();
+    }
+
+    /// Notes a change that holds, for the process after this one.
+    fn note(&self, change: &PortChange) {
+        if let Some(record) = &self.record
+            && let Err(error) = record.note(change)
+        {
+            let name = &self.shown.name;
+            log::warn!("port {name}: a change will not outlive this process: {error}");
+        }
     }
 
     /// Sets what the kernel is to know of the link. Trouble is logged: the link
@@ -353,4 +378,20 @@ impl Core {
         view.limits = self.session.limits();
         (view.impair_to_host, view.impair_to_guest) = self.session.impairments();
     }
+}
+
+/// Changes what the guest is to have, and what its frames meet; all or nothing. Says the
+/// serial that the guest is to acknowledge, if it is to.
+fn change_session(session: &mut Session, change: &PortChange) -> Result<Option<u32>, String> {
+    let serial = session.update(
+        |network| change.apply(network),
+        change.impair_to_host.clone(),
+        change.impair_to_guest.clone(),
+    )?;
+    let before = session.limits();
+    session.set_limits(Limits {
+        to_host: change.limit_to_host.unwrap_or(before.to_host),
+        to_guest: change.limit_to_guest.unwrap_or(before.to_guest),
+    });
+    Ok(serial)
 }

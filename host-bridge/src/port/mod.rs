@@ -63,8 +63,18 @@ impl Port {
     }
 
     /// Detaches the guest and returns when its TAP is gone.
-    pub(crate) async fn close(mut self) {
-        let _ = self.handle.commands.send(Command::Stop).await;
+    pub(crate) async fn close(self) {
+        self.end(Command::Stop).await;
+    }
+
+    /// Lets go of a guest that another process takes over, and returns when nothing of
+    /// it is under way here.
+    pub(crate) async fn leave(self) {
+        self.end(Command::Leave).await;
+    }
+
+    async fn end(mut self, command: Command) {
+        let _ = self.handle.commands.send(command).await;
         while self.task.join_next().await.is_some() {}
     }
 

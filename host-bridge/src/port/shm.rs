@@ -107,7 +107,7 @@ impl Task {
             // Whatever it waits for, the guest is to see that it is over.
             self.ring_guest.ring();
         }
-        self.core.finish();
+        self.core.finish(&end);
         end
     }
 

@@ -3,12 +3,15 @@
 //! The port's task writes [`Shown`]; everybody with a [`PortHandle`] reads it.
 //! The handle never waits for the task except for the answer to a change.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use shm_link::control::{NetworkConfig, Prefixed};
 use shm_link::fault::PeerFault;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use super::config::PortChange;
@@ -17,6 +20,7 @@ use crate::impair::ImpairConfig;
 use crate::limit::{LimitConfig, Limits};
 use crate::pump::PumpEnd;
 use crate::session::PortState;
+use crate::tap::Tap;
 
 /// A port at one moment, for people and programs to read.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -65,6 +69,9 @@ pub enum PortEnd {
     Closed,
     /// The port's owner let go of it; rings and serial lines stay open.
     Detached,
+    /// The same, for another process that takes the guest over at once: its TAP
+    /// keeps its carrier.
+    Left,
     /// The TAP is gone or broken.
     Tap(String),
     /// Something the port needs from its environment failed.
@@ -77,6 +84,7 @@ impl std::fmt::Display for PortEnd {
             Self::Fault(fault) => write!(f, "cut off ({}): {fault}", fault.name()),
             Self::Closed => f.write_str("the guest closed the link"),
             Self::Detached => f.write_str("detached"),
+            Self::Left => f.write_str("left to the next process"),
             Self::Tap(why) => write!(f, "the TAP failed: {why}"),
             Self::Failed(why) => f.write_str(why),
         }
@@ -105,6 +113,8 @@ impl From<PumpEnd> for PortEnd {
 pub(super) struct Shown {
     pub(super) name: String,
     pub(super) tap: String,
+    /// Gone with the port, however many look at it.
+    pub(super) tap_itself: Weak<AsyncFd<Tap>>,
     pub(super) born: Instant,
     pub(super) counters: Arc<PortCounters>,
     pub(super) view: Mutex<View>,
@@ -135,6 +145,8 @@ pub(super) enum Command {
     },
     /// The owner lets go of the port.
     Stop,
+    /// The owner leaves it to another process.
+    Leave,
 }
 
 /// A way to look at a port and to change it, for as long as it lives.
@@ -148,6 +160,13 @@ impl PortHandle {
     /// The port's name.
     pub fn name(&self) -> &str {
         &self.shown.name
+    }
+
+    /// Another descriptor of the port's TAP.
+    pub(crate) fn tap_fd(&self) -> io::Result<OwnedFd> {
+        let tap = self.shown.tap_itself.upgrade();
+        let tap = tap.ok_or_else(|| io::Error::other("the port has ended"))?;
+        tap.get_ref().as_fd().try_clone_to_owned()
     }
 
     /// The port as it is now.

@@ -66,7 +66,7 @@ impl Task {
         // it.
         let tell = stop == Stop::Close && end != PortEnd::Closed;
         self.pump.end(tell);
-        self.core.finish();
+        self.core.finish(&end);
         end
     }
 

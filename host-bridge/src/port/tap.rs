@@ -49,7 +49,10 @@ pub(crate) async fn prepare_tap(
     let tap = Tap::open_as(source, kind)?;
     // A guest that is not there has no carrier. A descriptor from elsewhere may
     // refuse that; its owner looks after it.
-    let carrier = tap.set_carrier(false);
+    let carrier = match tap.is_kept() {
+        true => Ok(()),
+        false => tap.set_carrier(false),
+    };
     let Some(index) = tap.ifindex() else {
         return Ok(tap);
     };
@@ -61,7 +64,7 @@ pub(crate) async fn prepare_tap(
     })?;
     let _ = netlink.quiet_ipv6(index).await;
     let link = netlink.link_by_name(tap.name()).await?;
-    if link.mtu != u32::from(plan.mtu) {
+    if !tap.is_kept() && link.mtu != u32::from(plan.mtu) {
         netlink.set_mtu(index, plan.mtu.into()).await?;
     }
     if !tap.is_persistent() {
@@ -84,7 +87,7 @@ pub(crate) async fn prepare_tap(
         .copied()
         .chain(link_local)
         .collect();
-    if tap.is_persistent() && !missing.is_empty() {
+    if (tap.is_persistent() || tap.is_kept()) && !missing.is_empty() {
         let present = netlink.addresses(index).await?;
         missing.retain(|address| !present.contains(address));
     }

@@ -2,7 +2,7 @@
 //!
 //! | where | what is spoken there | file |
 //! | --- | --- | --- |
-//! | a unix socket | QEMU's ivshmem-server protocol: a stock QEMU (`-device ivshmem-doorbell`) and a plain process get memory and eventfds of their own in the same way, then only listen | `guest` |
+//! | a unix socket | QEMU's ivshmem-server protocol: a stock QEMU (`-device ivshmem-doorbell`) and a plain process get memory and eventfds of their own in the same way, then only listen | `memory` |
 //! | another unix socket | frames and control messages themselves, for guests that share no memory | `guest` |
 //! | serial lines | the same, with checksums | `guest` |
 //!
@@ -11,6 +11,7 @@
 //! line has none.
 
 mod guest;
+mod memory;
 mod socket;
 
 use std::convert::Infallible;
@@ -18,15 +19,17 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shm_link::linux::address::Address;
 use shm_link::superblock::LayoutOptions;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use self::guest::{open_line, serve_line, serve_memory, serve_stream};
+use self::guest::{open_line, serve_line, serve_stream};
+pub(crate) use self::memory::Arriving;
+use self::memory::{MemoryGuest, Place};
 pub use self::socket::Visitors;
 pub(crate) use self::socket::{ACCEPT_REST, Listening};
 use crate::bridge::Bridge;
@@ -35,12 +38,15 @@ use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
 use crate::limit::Limits;
 use crate::log_limit::{Lines, LogLimit};
-use crate::plan::{Assignment, Plan, Slot, Slots};
+use crate::plan::{Assignment, Plan, PlanError, Slot, Slots};
 use crate::port::PortConfig;
+use crate::store::{Names, Store};
 use crate::tap::TapSource;
 
 /// Lines per second about those who are turned away.
 const LINES_PER_SECOND: u32 = 5;
+/// How long a guest that finds no free slot waits for one.
+const FULL_PATIENCE: Duration = Duration::from_millis(200);
 
 /// What every guest of a socket gets besides its place in the plan.
 #[derive(Debug, Clone)]
@@ -149,6 +155,7 @@ impl Desk {
             limits: self.policy.limits,
             impair_to_host: self.policy.impair_to_host.clone(),
             impair_to_guest: self.policy.impair_to_guest.clone(),
+            record: None,
         })
     }
 }
@@ -173,6 +180,11 @@ pub struct Server {
     bridge: Bridge,
     desk: Arc<Desk>,
     slots: Slots,
+    store: Store,
+    /// Those that the process before this one left.
+    kept: Vec<(Slot, MemoryGuest)>,
+    /// Names in the store that are of no use.
+    useless: Vec<String>,
 }
 
 impl Server {
@@ -187,24 +199,41 @@ impl Server {
         policy: GuestPolicy,
     ) -> Result<Self, BridgeError> {
         let socket = Listening::at(address, policy.visitors.clone())?;
-        Ok(Self::over(socket, None, bridge, places.into(), policy))
+        let nobody = (Store::none(), mpsc::channel(1).0);
+        Ok(Self::over(
+            (socket, None),
+            bridge,
+            places.into(),
+            policy,
+            nobody,
+        ))
     }
 
-    /// The same over sockets that listen already.
+    /// The same over sockets that listen already, for the second of which guests speak
+    /// the stream protocol. Takes over the guests that were kept, each of which holds
+    /// `arriving` until it is served. Call it in a runtime.
     pub(crate) fn over(
-        socket: Listening,
-        streams: Option<Listening>,
+        (socket, streams): (Listening, Option<Listening>),
         bridge: Bridge,
         places: Places,
         policy: GuestPolicy,
+        (store, arriving): (Store, Arriving),
     ) -> Self {
+        let slots = Slots::new(places.count());
+        let (kept, useless) = match store.keeps() {
+            true => kept_guests(&store, &slots, &places, &arriving),
+            false => Default::default(),
+        };
         Self {
             socket,
             streams,
             lines: Vec::new(),
             bridge,
-            slots: Slots::new(places.count()),
+            slots,
             desk: Arc::new(Desk { places, policy }),
+            store,
+            kept,
+            useless,
         }
     }
 
@@ -240,14 +269,14 @@ impl Server {
     }
 
     /// Serves guests until dropped, which detaches them all.
-    pub async fn run(&self) -> Infallible {
+    pub async fn run(&mut self) -> Infallible {
         let mut guests = Guests::new();
         self.accept(&mut guests).await
     }
 
     /// Serves guests until `stop` is done, detaches them all, and returns when
     /// their TAPs are gone.
-    pub async fn run_until(&self, stop: impl Future<Output = ()>) {
+    pub async fn run_until(&mut self, stop: impl Future<Output = ()>) {
         let mut guests = Guests::new();
         tokio::select! {
             never = self.accept(&mut guests) => match never {},
@@ -257,7 +286,17 @@ impl Server {
         while guests.tasks.join_next().await.is_some() {}
     }
 
-    async fn accept(&self, guests: &mut Guests) -> Infallible {
+    async fn accept(&mut self, guests: &mut Guests) -> Infallible {
+        if let Err(error) = self.store.forget(self.useless.drain(..)).await {
+            log::warn!("what is kept of guests that are let go: {error}");
+        }
+        for (slot, guest) in self.kept.drain(..) {
+            let (bridge, desk) = (self.bridge.clone(), self.desk.clone());
+            let (store, stop) = (self.store.clone(), guests.stop());
+            guests
+                .tasks
+                .spawn(serve_memory(guest, slot, bridge, desk, store, stop));
+        }
         for line in &self.lines {
             let (device, slot) = (line.device.clone(), line.slot.number);
             let (bridge, desk, stop) = (self.bridge.clone(), self.desk.clone(), guests.stop());
@@ -288,7 +327,13 @@ impl Server {
                 }
             };
             // Whoever is turned away sees the end of the connection.
-            let found = admitted.and_then(|()| self.slots.take().map_err(|full| full.to_string()));
+            let found = match admitted {
+                Ok(()) => self
+                    .free_slot(guests)
+                    .await
+                    .map_err(|full| full.to_string()),
+                Err(why) => Err(why),
+            };
             let slot = match found {
                 Ok(slot) => slot,
                 Err(why) => {
@@ -309,26 +354,101 @@ impl Server {
                     continue;
                 }
             };
-            let (bridge, layout) = (self.bridge.clone(), self.desk.policy.layout);
-            let desk = self.desk.clone();
-            let stop = guests.stop();
-            guests.tasks.spawn(async move {
-                let name = config.name.clone();
-                let served = match client {
-                    Client::Memory(socket) => {
-                        let config = || desk.port_config(slot.number);
-                        serve_memory(socket, &slot, bridge, layout, config, stop).await
+            let (bridge, desk, stop) = (self.bridge.clone(), self.desk.clone(), guests.stop());
+            match client {
+                Client::Memory(socket) => {
+                    let layout = self.desk.policy.layout;
+                    let store = self.store.clone();
+                    match MemoryGuest::new(socket, &config.name, layout, &store) {
+                        Ok(guest) => {
+                            // Made anew when it is needed.
+                            drop(config);
+                            let served = serve_memory(guest, slot, bridge, desk, store, stop);
+                            guests.tasks.spawn(served);
+                        }
+                        Err(error) => log::error!("port {}: {error}", config.name),
                     }
-                    Client::Stream(socket) => serve_stream(socket, bridge, config, stop).await,
-                };
-                if let Err(error) = served {
-                    log::error!("port {name}: {error}");
                 }
-                // Free for the next guest only now that the TAP is gone.
-                drop(slot);
-            });
+                Client::Stream(socket) => {
+                    guests.tasks.spawn(async move {
+                        let name = config.name.clone();
+                        if let Err(error) = serve_stream(socket, bridge, config, stop).await {
+                            log::error!("port {name}: {error}");
+                        }
+                        // Free for the next guest only now that the TAP is gone.
+                        drop(slot);
+                    });
+                }
+            }
         }
     }
+
+    /// The lowest free slot, or the first that is freed within a moment: a guest that is
+    /// gone leaves its place only when its TAP is gone as well, which takes the kernel
+    /// some milliseconds.
+    async fn free_slot(&self, guests: &mut Guests) -> Result<Slot, PlanError> {
+        let deadline = tokio::time::Instant::now() + FULL_PATIENCE;
+        loop {
+            let full = match self.slots.take() {
+                Ok(slot) => return Ok(slot),
+                Err(full) => full,
+            };
+            tokio::select! {
+                Some(_) = guests.tasks.join_next() => {}
+                () = tokio::time::sleep_until(deadline) => return Err(full),
+            }
+        }
+    }
+}
+
+/// A guest that shares memory, until its slot is free again.
+async fn serve_memory(
+    guest: MemoryGuest,
+    slot: Slot,
+    bridge: Bridge,
+    desk: Arc<Desk>,
+    store: Store,
+    stop: impl Future<Output = ()>,
+) {
+    let place = Place {
+        bridge: &bridge,
+        store: &store,
+        slot: &slot,
+        config: || desk.port_config(slot.number),
+    };
+    if let Err(error) = guest.serve(place, stop).await {
+        let name = desk.places.assign(slot.number).name;
+        log::error!("port {name}: {error}");
+    }
+}
+
+/// The guests in `store` that have a place here, and the names of those that cannot go
+/// on.
+fn kept_guests(
+    store: &Store,
+    slots: &Slots,
+    places: &Places,
+    arriving: &Arriving,
+) -> (Vec<(Slot, MemoryGuest)>, Vec<String>) {
+    let (mut kept, mut useless) = (Vec::new(), Vec::new());
+    for number in 0..places.count() {
+        let name = places.assign(number).name;
+        if !store.has(&Names::of(&name).connection()) {
+            continue;
+        }
+        match (
+            MemoryGuest::kept(store, &name, arriving),
+            slots.take_this(number),
+        ) {
+            (Some(Ok(guest)), Some(slot)) => kept.push((slot, guest)),
+            (Some(Err(error)), _) => {
+                log::error!("port {name}: its guest is let go: {error}");
+                useless.extend(Names::of(&name).all());
+            }
+            (None, _) | (_, None) => useless.extend(Names::of(&name).all()),
+        }
+    }
+    (kept, useless)
 }
 
 /// The next client of the stream socket; waits for ever where there is none.

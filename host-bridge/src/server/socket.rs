@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::error::BridgeError;
+use crate::store::Store;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -29,18 +31,50 @@ pub(crate) const ACCEPT_REST: Duration = Duration::from_millis(200);
 pub(crate) struct Listening {
     listener: StdListener,
     visitors: Visitors,
+    /// Under which it is kept.
+    name: String,
+    was_kept: bool,
     _file: SocketFile,
 }
 
 impl Listening {
     /// Listens at `address`, over a stale file but never over a live one.
     pub(crate) fn at(address: &Address, visitors: Visitors) -> Result<Self, BridgeError> {
-        let (listener, file) = listen(address, visitors.mode())?;
+        Self::kept_or_at(address, visitors, &Store::none(), String::new())
+    }
+
+    /// The same, or the socket that the process before this one left under `name`, if it
+    /// listens there: whoever connected meanwhile is served.
+    pub(crate) fn kept_or_at(
+        address: &Address,
+        visitors: Visitors,
+        store: &Store,
+        name: String,
+    ) -> Result<Self, BridgeError> {
+        let kept = store.take(&name).map(StdListener::from);
+        let kept = kept.filter(|kept| listens_at(kept, address));
+        let was_kept = kept.is_some();
+        let (listener, mut file) = match kept {
+            Some(listener) => (listener, SocketFile::new(address.path())),
+            None => listen(address, visitors.mode())?,
+        };
+        file.store = store.clone();
         Ok(Self {
             listener,
             visitors,
+            name,
+            was_kept,
             _file: file,
         })
+    }
+
+    /// Keeps it for the next process.
+    pub(crate) async fn keep(&self, store: &Store) -> io::Result<()> {
+        if self.was_kept {
+            return Ok(());
+        }
+        store.forget([&self.name]).await?;
+        store.keep(&self.name, &self.listener).await
     }
 
     /// Registers it with this runtime's reactor; waits while there is no
@@ -110,6 +144,21 @@ impl Visitors {
     }
 }
 
+/// Whether a socket that was kept listens at `address` still.
+fn listens_at(listener: &StdListener, address: &Address) -> bool {
+    let Ok(bound) = listener.local_addr() else {
+        return false;
+    };
+    match address.path() {
+        // The file may have been removed or replaced, and nobody could connect.
+        Some(path) => bound.as_pathname() == Some(path) && inode(path).is_some(),
+        None => {
+            let name = address.to_string();
+            bound.as_abstract_name() == name.strip_prefix('@').map(str::as_bytes)
+        }
+    }
+}
+
 /// Binds a listening socket, over a stale file but never over a live one.
 fn listen(address: &Address, mode: Mode) -> Result<(StdListener, SocketFile), BridgeError> {
     let io = |doing: &str, error| BridgeError::io(format!("{doing} {address}"), error);
@@ -163,15 +212,22 @@ fn bind(address: &Address, mode: Mode) -> io::Result<StdListener> {
 }
 
 /// The file of a listening socket, removed when dropped, unless another program
-/// put its own there meanwhile.
-pub(crate) struct SocketFile(Option<(PathBuf, Inode)>);
+/// put its own there meanwhile, or another process goes on with the socket.
+pub(crate) struct SocketFile {
+    file: Option<(PathBuf, Inode)>,
+    /// Where the socket is kept.
+    store: Store,
+}
 
 /// Device and number of a file.
 type Inode = (u64, u64);
 
 impl SocketFile {
     fn new(path: Option<&Path>) -> Self {
-        Self(path.and_then(|path| Some((path.to_owned(), inode(path)?))))
+        Self {
+            file: path.and_then(|path| Some((path.to_owned(), inode(path)?))),
+            store: Store::none(),
+        }
     }
 }
 
@@ -182,7 +238,8 @@ fn inode(path: &Path) -> Option<Inode> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Some((path, ours)) = &self.0
+        if let Some((path, ours)) = &self.file
+            && !self.store.is_leaving()
             && inode(path) == Some(*ours)
         {
             let _ = fs::remove_file(path);

@@ -47,6 +47,9 @@ pub enum TapSource {
     /// more rights. It must have been attached with `IFF_TAP | IFF_NO_PI`; the
     /// kernel gives no way to check the second.
     Fd(OwnedFd),
+    /// The same, of a TAP that serves a guest already: nothing of it is changed, and
+    /// frames on their way stay there.
+    Kept(OwnedFd),
 }
 
 /// How frames look on the descriptor.
@@ -78,6 +81,7 @@ pub struct Tap {
     name: String,
     kind: TapKind,
     persistent: bool,
+    kept: bool,
     ifindex: Option<u32>,
 }
 
@@ -99,7 +103,8 @@ impl Tap {
         match source {
             TapSource::Create { name } => Self::create(name.as_deref().unwrap_or("tap%d"), kind),
             TapSource::Existing { name } => Self::attach(&name, kind),
-            TapSource::Fd(fd) => Self::adopt(fd),
+            TapSource::Fd(fd) => Self::adopt(fd, false),
+            TapSource::Kept(fd) => Self::adopt(fd, true),
         }
     }
 
@@ -135,27 +140,34 @@ impl Tap {
         Ok(tap)
     }
 
-    fn adopt(fd: OwnedFd) -> Result<Self, TapError> {
+    fn adopt(fd: OwnedFd, kept: bool) -> Result<Self, TapError> {
         let attachment = sys::attachment(&fd).map_err(|_| TapError::NotATapDescriptor)?;
         if !attachment.is_tap() {
             return Err(TapError::NotATapDescriptor);
         }
         let is_here = in_this_network_namespace(&fd);
-        Self::set_up(fd, attachment, is_here)
+        Self::set_up(fd, attachment, is_here, kept)
     }
 
     fn from_fd(fd: OwnedFd, name: &str) -> Result<Self, TapError> {
         let attachment = sys::attachment(&fd).map_err(io_error("examining", name))?;
-        Self::set_up(fd, attachment, true)
+        Self::set_up(fd, attachment, true, false)
     }
 
-    fn set_up(fd: OwnedFd, attachment: sys::Attachment, is_here: bool) -> Result<Self, TapError> {
+    fn set_up(
+        fd: OwnedFd,
+        attachment: sys::Attachment,
+        is_here: bool,
+        kept: bool,
+    ) -> Result<Self, TapError> {
         let name = &attachment.name;
         rustix::io::ioctl_fionbio(&fd, true)
             .map_err(|e| io_error("making non-blocking", name)(e.into()))?;
         rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)
             .map_err(|e| io_error("protecting from child processes", name)(e.into()))?;
-        sys::set_offloads(&fd, 0).map_err(io_error("switching off the offloads of", name))?;
+        if !kept {
+            sys::set_offloads(&fd, 0).map_err(io_error("switching off the offloads of", name))?;
+        }
         let kind = match attachment.has_vnet_header() {
             true => TapKind::VnetHeader,
             false => TapKind::Plain,
@@ -167,6 +179,7 @@ impl Tap {
         Ok(Self {
             ifindex: if is_here { index_of(name)? } else { None },
             persistent: attachment.is_persistent(),
+            kept,
             kind,
             name: attachment.name,
             fd,
@@ -189,6 +202,11 @@ impl Tap {
     /// Whether the interface stays when this descriptor is closed.
     pub fn is_persistent(&self) -> bool {
         self.persistent
+    }
+
+    /// Whether it serves a guest already.
+    pub fn is_kept(&self) -> bool {
+        self.kept
     }
 
     /// How frames look on the descriptor.

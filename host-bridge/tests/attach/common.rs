@@ -116,7 +116,7 @@ pub(crate) fn address() -> Address {
 pub(crate) fn serve(plan: Plan, policy: GuestPolicy) -> Bridge {
     let bridge = Bridge::new().unwrap();
     plan.check().unwrap();
-    let server = Server::bind(&address(), bridge.clone(), plan, policy).unwrap();
+    let mut server = Server::bind(&address(), bridge.clone(), plan, policy).unwrap();
     tokio::spawn(async move { server.run().await });
     bridge
 }

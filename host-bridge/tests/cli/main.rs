@@ -12,6 +12,7 @@ mod failures;
 #[allow(dead_code, reason = "the stream tests use the rest")]
 mod guest;
 mod hostile;
+mod keeper;
 mod limits;
 mod refusals;
 mod rights;

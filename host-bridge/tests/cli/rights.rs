@@ -25,8 +25,8 @@ const NET_ADMIN: u64 = 1 << 12;
 const NOBODY: u32 = 65534;
 
 /// What each thread of a process has left.
-fn check_rights(daemon: &DaemonProcess, capabilities: u64) {
-    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+pub(crate) fn check_rights(daemon: i32, capabilities: u64) {
+    let tasks = fs::read_dir(format!("/proc/{daemon}/task")).unwrap();
     let mut threads = 0;
     for task in tasks {
         let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
@@ -118,7 +118,7 @@ fn all_that_the_daemon_does_it_does_with_one_capability_and_a_short_list_of_call
             "3",
         ]);
         assert!(daemon.log().contains("no capability but CAP_NET_ADMIN, "));
-        check_rights(&daemon, NET_ADMIN);
+        check_rights(daemon.pid(), NET_ADMIN);
         let watched = Watched::attach(&daemon);
 
         // Guests of each kind come, speak, are changed and go, twice.
@@ -149,7 +149,7 @@ fn all_that_the_daemon_does_it_does_with_one_capability_and_a_short_list_of_call
         rustix::io::pwrite(hostile.memory.fd(), &[0xff; 64 << 10], 8 << 10).unwrap();
         hostile.ring();
         daemon.until_states(&["running"]);
-        check_rights(&daemon, NET_ADMIN);
+        check_rights(daemon.pid(), NET_ADMIN);
 
         let (status, log) = daemon.end(Signal::TERM);
         assert!(status.success(), "{log}");
@@ -210,7 +210,7 @@ fn taps_that_are_set_up_need_no_capability_at_all() {
             "{}",
             daemon.log()
         );
-        check_rights(&daemon, 0);
+        check_rights(daemon.pid(), 0);
         for _ in 0..2 {
             let guest = LivingGuest::attach(|guest| {
                 guest.resolve_gateway();
@@ -222,7 +222,7 @@ fn taps_that_are_set_up_need_no_capability_at_all() {
         // One that still has to be set up needs it.
         ip("address flush dev mine").unwrap();
         let daemon = DaemonProcess::start(&args);
-        check_rights(&daemon, NET_ADMIN);
+        check_rights(daemon.pid(), NET_ADMIN);
         let _guest = LivingGuest::attach(|guest| {
             guest.resolve_gateway();
         });

@@ -5,9 +5,10 @@ use std::net::TcpStream;
 
 use host_bridge::port::PortState;
 use host_bridge::probe::bulk::{SINK_PORT, bulk_send};
+use rustix::process::Signal;
 
 use super::machine::{Vm, qemu_is_there};
-use crate::common::{BULK_PATIENCE, PATIENCE, World, answers, in_private_network, until};
+use crate::common::{BULK, BULK_PATIENCE, PATIENCE, World, answers, in_private_network, until};
 
 /// Bytes that no transfer gets through before its machine is reset.
 const ENDLESS: u64 = 100_000_000_000;
@@ -82,6 +83,37 @@ fn a_machine_that_is_killed_makes_room_for_the_next() {
             // Kills it.
             drop(vm);
             until("an empty daemon", || world.ports().is_empty());
+        }
+    });
+}
+
+#[test]
+fn a_machine_goes_on_when_its_daemon_is_killed_and_replaced() {
+    if !qemu_is_there() {
+        return;
+    }
+    in_private_network(|| {
+        let mut world = World::start_kept("");
+        let vm = Vm::boot(&world, "kept", "");
+        let mut old = TcpStream::connect_timeout(&vm.guest.v4(7), PATIENCE).unwrap();
+        old.set_read_timeout(Some(PATIENCE)).unwrap();
+        for round in 0..4 {
+            let sink = vm.guest.v4(SINK_PORT);
+            let transfer = std::thread::spawn(move || bulk_send(sink, BULK, 2, BULK_PATIENCE));
+            let bytes_in = || {
+                let port = world.running("kept");
+                port.map_or(0, |port| port.counters.host_to_guest.bytes_in)
+            };
+            let before = bytes_in();
+            until("the transfer", || bytes_in() > before + 1_000_000);
+            if round % 2 == 0 {
+                world.kill_worker(Signal::KILL);
+            } else {
+                world.admin().restart().unwrap();
+            }
+            assert!(transfer.join().unwrap().unwrap().checksum_ok);
+            old.write_all(b"the same connection").unwrap();
+            old.read_exact(&mut [0; 19]).unwrap();
         }
     });
 }

@@ -1,0 +1,399 @@
+//! A guest that shares memory, from its connection to its end.
+//!
+//! Its connection, memory, doorbells and TAP may outlive this process in the
+//! [`Store`]; the next one finds them there and goes on ([`MemoryGuest::kept`]), and
+//! the guest notices a new generation of its memory and no more. What goes wrong with
+//! the store costs the guest this, and nothing else.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::time::Duration;
+
+use shm_link::linux::event::EventFd;
+use shm_link::linux::ivshmem::{ServerSetup, send_setup};
+use shm_link::linux::memory::{MemoryError, SharedMemory};
+use shm_link::region::{Region, RegionError};
+use shm_link::superblock::{Layout, LayoutOptions};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use super::guest::{copying_tap, say_once};
+use crate::bell::Doorbells;
+use crate::bridge::{AttachedPort, Bridge};
+use crate::error::BridgeError;
+use crate::plan::Slot;
+use crate::port::{PortConfig, PortEnd};
+use crate::store::{Names, Record, Store};
+use crate::tap::TapSource;
+
+/// The id under which guests ring the host; guests have ids from 1.
+const HOST_ID: u16 = 0;
+/// How long after a vain attempt to make a guest's TAP anew the next is made.
+const TAP_REST: Duration = Duration::from_millis(500);
+
+/// What a guest has on the host besides its port.
+pub(super) struct MemoryGuest {
+    socket: UnixStream,
+    /// Closed once the guest has its own descriptor of it, and the store too.
+    memory: Option<SharedMemory>,
+    region: Region,
+    layout: Layout,
+    ring_guest: OwnedFd,
+    rung_by_guest: OwnedFd,
+    /// Only where there is a store.
+    record: Option<Record>,
+    /// A TAP that serves it already.
+    tap: Option<OwnedFd>,
+    /// Whether it comes from the process before this one.
+    kept: bool,
+    /// Dropped when it has a port, or will have to wait for one.
+    arriving: Option<Arriving>,
+}
+
+/// Whoever waits for the other end to close waits for all that hold one.
+pub(crate) type Arriving = mpsc::Sender<std::convert::Infallible>;
+
+/// Where a guest is served.
+pub(super) struct Place<'a, C> {
+    pub(super) bridge: &'a Bridge,
+    pub(super) store: &'a Store,
+    pub(super) slot: &'a Slot,
+    /// Makes the settings of its port, with a new TAP.
+    pub(super) config: C,
+}
+
+/// How a guest's time here ended.
+enum Ending {
+    /// It is gone, or is to go.
+    Over,
+    /// The next process takes it over.
+    Left,
+}
+
+impl MemoryGuest {
+    /// A guest that has just connected.
+    pub(super) fn new(
+        socket: UnixStream,
+        name: &str,
+        options: LayoutOptions,
+        store: &Store,
+    ) -> Result<Self, BridgeError> {
+        let event = || {
+            EventFd::new()
+                .map(OwnedFd::from)
+                .map_err(io_error("making an eventfd"))
+        };
+        let layout = Layout::new(options).map_err(laying_out)?;
+        let memory = SharedMemory::create(name, layout.region_len).map_err(making_memory)?;
+        let record = match store.keeps() {
+            true => Some(Record::new(options).map_err(io_error("making a guest's record"))?),
+            false => None,
+        };
+        Ok(Self {
+            socket,
+            region: memory.region(),
+            memory: Some(memory),
+            layout,
+            ring_guest: event()?,
+            rung_by_guest: event()?,
+            record,
+            tap: None,
+            kept: false,
+            arriving: None,
+        })
+    }
+
+    /// The guest of the port with this name, as the process before this one left it;
+    /// `None` if it left none, or not all that belongs to one.
+    pub(super) fn kept(
+        store: &Store,
+        port: &str,
+        arriving: &Arriving,
+    ) -> Option<Result<Self, BridgeError>> {
+        let names = Names::of(port);
+        let socket = store.take(&names.connection())?;
+        let memory = store.take(&names.memory())?;
+        let ring_guest = store.take(&names.ring_guest())?;
+        let rung_by_guest = store.take(&names.rung_by_guest())?;
+        let record = store.take(&names.record())?;
+        let tap = store.take(&names.tap());
+        let guest = || {
+            let record = Record::from_fd(record).map_err(io_error("reading a guest's record"))?;
+            let socket = StdStream::from(socket);
+            let registered = socket.set_nonblocking(true);
+            let socket = registered.and_then(|()| UnixStream::from_std(socket));
+            Ok(Self {
+                socket: socket.map_err(io_error("taking a guest's connection over"))?,
+                region: SharedMemory::from_fd(memory)
+                    .map_err(making_memory)?
+                    .region(),
+                memory: None,
+                layout: Layout::new(record.layout()).map_err(laying_out)?,
+                ring_guest,
+                rung_by_guest,
+                record: Some(record),
+                tap,
+                kept: true,
+                arriving: Some(arriving.clone()),
+            })
+        };
+        Some(guest())
+    }
+
+    /// Serves the guest until it is gone, breaks the rules, or `stop` is done.
+    ///
+    /// # Errors
+    /// [`BridgeError`] if a new guest cannot be served.
+    pub(super) async fn serve<C: FnMut() -> io::Result<PortConfig>>(
+        mut self,
+        mut place: Place<'_, C>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), BridgeError> {
+        let mut config = (place.config)().map_err(copying_tap)?;
+        let name = config.name.clone();
+        let names = Names::of(&name);
+        let first = if self.kept {
+            if let Some(tap) = self.tap.take() {
+                config.tap = TapSource::Kept(tap);
+            }
+            match self.attach(place.bridge, config).await {
+                Ok(port) => {
+                    log::info!("port {name}: its guest goes on");
+                    Some(port)
+                }
+                Err(error) => {
+                    log::warn!("port {name}: {error}; making its TAP anew");
+                    said(&name, forget(place.store, [names.tap()]).await);
+                    None
+                }
+            }
+        } else {
+            let port = self.attach(place.bridge, config).await?;
+            if let Err(error) = self.introduce(&place, &names, &port).await {
+                port.close().await;
+                self.forget(place.store, &names).await;
+                return Err(error);
+            }
+            log::info!("port {name}: a guest attached");
+            Some(port)
+        };
+        drop(self.arriving.take());
+        if let Ending::Over = self.serve_ports(first, &mut place, &names, stop).await {
+            self.forget(place.store, &names).await;
+        }
+        Ok(())
+    }
+
+    /// One port after the other, each with a TAP of its own.
+    async fn serve_ports<C: FnMut() -> io::Result<PortConfig>>(
+        &mut self,
+        mut first: Option<AttachedPort>,
+        place: &mut Place<'_, C>,
+        names: &Names,
+        stop: impl Future<Output = ()>,
+    ) -> Ending {
+        let name = names.port().to_owned();
+        let parts = Parts {
+            region: self.region.clone(),
+            layout: self.layout,
+            ring_guest: &self.ring_guest,
+            rung_by_guest: &self.rung_by_guest,
+            record: self.record.as_ref(),
+        };
+        let store = place.store;
+        let mut gone = std::pin::pin!(async {
+            tokio::select! {
+                () = end_of_file(&mut self.socket) => {
+                    log::info!("port {name}: the guest detached");
+                    Ending::Over
+                }
+                () = stop => match store.is_leaving() {
+                    true => Ending::Left,
+                    false => {
+                        log::info!("port {name}: the guest is detached, the bridge ends");
+                        Ending::Over
+                    }
+                },
+            }
+        });
+        loop {
+            let mut port = match first.take() {
+                Some(port) => port,
+                None => {
+                    let port = tokio::select! {
+                        port = parts.attach_at_last(place, &name) => port,
+                        ending = gone.as_mut() => return ending,
+                    };
+                    said(&name, keep_tap(store, names, &port).await);
+                    log::info!("port {name}: its TAP is there again");
+                    port
+                }
+            };
+            let end = tokio::select! {
+                ending = gone.as_mut() => {
+                    match ending {
+                        Ending::Left => port.leave().await,
+                        Ending::Over => port.close().await,
+                    }
+                    return ending;
+                }
+                end = port.ended() => end,
+            };
+            port.close().await;
+            if !matches!(end, PortEnd::Tap(_)) {
+                log::warn!("port {name}: {end}");
+                return Ending::Over;
+            }
+            // Not the guest's doing: it keeps its memory, and gets another TAP.
+            log::warn!("port {name}: {end}; making it anew");
+            said(&name, forget(store, [names.tap()]).await);
+        }
+    }
+
+    async fn attach(
+        &self,
+        bridge: &Bridge,
+        config: PortConfig,
+    ) -> Result<AttachedPort, BridgeError> {
+        let parts = Parts {
+            region: self.region.clone(),
+            layout: self.layout,
+            ring_guest: &self.ring_guest,
+            rung_by_guest: &self.rung_by_guest,
+            record: self.record.as_ref(),
+        };
+        parts.attach(bridge, config).await
+    }
+
+    /// Tells the guest where its memory is. Kept is first what it is told of, then its
+    /// connection: the next process takes over whom it finds whole.
+    async fn introduce<C>(
+        &mut self,
+        place: &Place<'_, C>,
+        names: &Names,
+        port: &AttachedPort,
+    ) -> Result<(), BridgeError> {
+        let Some(memory) = self.memory.take() else {
+            return Ok(());
+        };
+        let store = place.store;
+        if let Some(record) = &self.record {
+            let kept = async {
+                keep_tap(store, names, port).await?;
+                store.keep(&names.memory(), memory.fd()).await?;
+                store.keep(&names.ring_guest(), &self.ring_guest).await?;
+                let rung = names.rung_by_guest();
+                store.keep(&rung, &self.rung_by_guest).await?;
+                store.keep(&names.record(), record.fd()).await
+            };
+            said(names.port(), kept.await);
+        }
+        let setup = ServerSetup {
+            client_id: place.slot.number + 1,
+            host_id: HOST_ID,
+            memory: memory.fd(),
+            ring_host: &[self.rung_by_guest.as_fd()],
+            ring_client: &[self.ring_guest.as_fd()],
+        };
+        send_setup(&self.socket, setup).map_err(io_error("sending the guest its memory"))?;
+        let kept = store.keep(&names.connection(), &self.socket).await;
+        said(names.port(), kept);
+        Ok(())
+    }
+
+    async fn forget(&self, store: &Store, names: &Names) {
+        if self.record.is_some() {
+            said(names.port(), forget(store, names.all()).await);
+        }
+    }
+}
+
+/// What each port of a guest is made from.
+struct Parts<'a> {
+    region: Region,
+    layout: Layout,
+    ring_guest: &'a OwnedFd,
+    rung_by_guest: &'a OwnedFd,
+    record: Option<&'a Record>,
+}
+
+impl Parts<'_> {
+    async fn attach(
+        &self,
+        bridge: &Bridge,
+        config: PortConfig,
+    ) -> Result<AttachedPort, BridgeError> {
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(io_error("copying an eventfd"));
+        let doorbells = Doorbells {
+            ring_guest: copy(self.ring_guest)?,
+            rung_by_guest: copy(self.rung_by_guest)?,
+        };
+        let config = PortConfig {
+            record: self.record.cloned(),
+            ..config
+        };
+        let (region, layout) = (self.region.clone(), self.layout);
+        bridge.attach_as(region, layout, doorbells, config).await
+    }
+
+    /// Tries until it works.
+    async fn attach_at_last<C: FnMut() -> io::Result<PortConfig>>(
+        &self,
+        place: &mut Place<'_, C>,
+        name: &str,
+    ) -> AttachedPort {
+        let mut said = String::new();
+        loop {
+            let made = match (place.config)().map_err(copying_tap) {
+                Ok(config) => self.attach(place.bridge, config).await,
+                Err(error) => Err(error),
+            };
+            match made {
+                Ok(port) => return port,
+                Err(error) => say_once(&mut said, &format!("port {name}: {error}")),
+            }
+            tokio::time::sleep(TAP_REST).await;
+        }
+    }
+}
+
+async fn keep_tap(store: &Store, names: &Names, port: &AttachedPort) -> io::Result<()> {
+    match store.keeps() {
+        true => store.keep(&names.tap(), port.handle().tap_fd()?).await,
+        false => Ok(()),
+    }
+}
+
+/// Returns when the store has let go: then a TAP's name is free.
+async fn forget(store: &Store, names: impl IntoIterator<Item = String>) -> io::Result<()> {
+    store.forget(names).await?;
+    store.settled().await
+}
+
+/// Says that the guest would not outlive this process.
+fn said(port: &str, kept: io::Result<()>) {
+    if let Err(error) = kept {
+        log::warn!("port {port}: what is kept of its guest is not what it has: {error}");
+    }
+}
+
+fn io_error(doing: &'static str) -> impl Fn(io::Error) -> BridgeError {
+    move |error| BridgeError::io(doing, error)
+}
+
+fn laying_out(error: RegionError) -> BridgeError {
+    BridgeError::io("laying out the memory", io::Error::other(error))
+}
+
+fn making_memory(error: MemoryError) -> BridgeError {
+    BridgeError::io("making the guest's memory", io::Error::other(error))
+}
+
+/// Waits until the client is gone. Clients have nothing to say here; what one
+/// says all the same is thrown away.
+async fn end_of_file(socket: &mut UnixStream) {
+    let mut stray = [0; 64];
+    while matches!(socket.read(&mut stray).await, Ok(n) if n > 0) {}
+}
