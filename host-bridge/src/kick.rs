@@ -33,11 +33,14 @@ const COMMAND_POLL: u16 = 5;
 /// `IOCB_FLAG_RESFD` of the same.
 const FLAG_RING: u32 = 1;
 
+thread_local! {
+    /// Made when a thread first rings. To take one back makes the kernel wait for all
+    /// processors, some 20 ms.
+    static CONTEXT: OnceCell<Option<Context>> = const { OnceCell::new() };
+}
+
 /// Rings the eventfd. Whatever its other owner did to it, this does not wait.
 pub(crate) fn kick(fd: BorrowedFd<'_>) {
-    thread_local! {
-        static CONTEXT: OnceCell<Option<Context>> = const { OnceCell::new() };
-    }
     // A thread that ends has nobody left to ring.
     let rung = CONTEXT.try_with(|context| {
         let context = context.get_or_init(|| Context::new().ok());
@@ -56,7 +59,15 @@ pub(crate) fn kick(fd: BorrowedFd<'_>) {
 /// Why it is not, from the system.
 pub(crate) fn never_waits() -> io::Result<()> {
     let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    Context::new()?.ring(rustix::fd::AsFd::as_fd(&event))
+    CONTEXT.with(|kept| {
+        let Some(context) = kept.get().and_then(Option::as_ref) else {
+            let context = Context::new()?;
+            context.ring(rustix::fd::AsFd::as_fd(&event))?;
+            let _ = kept.set(Some(context));
+            return Ok(());
+        };
+        context.ring(rustix::fd::AsFd::as_fd(&event))
+    })
 }
 
 /// The second best: the guest has a moment to do its mischief in.
