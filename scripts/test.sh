@@ -83,8 +83,10 @@ if [ "$(id -u)" -eq 0 ] && [ -c /dev/net/tun ]; then
     scripts/topology/all.sh
     step "virtual machine"
     scripts/vm.sh run
+    step "soak, for half a minute"
+    SOAK_PROFILE=dev scripts/soak.sh --minutes 0.5 --every 2
 else
-    echo "skipped: the demo, the topologies and the virtual machine need root and /dev/net/tun here"
+    echo "skipped: the demo, the topologies, the virtual machine and the soak need root and /dev/net/tun here"
 fi
 
 printf '\nEverything passed.\n'

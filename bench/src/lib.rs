@@ -26,6 +26,7 @@ pub mod client;
 pub mod measure;
 pub mod plot;
 pub mod case;
+pub mod soak;
 
 /// What can go wrong, in words for who runs the benchmark.
 pub type Error = Box<dyn std::error::Error>;

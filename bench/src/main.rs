@@ -10,7 +10,7 @@ use bench::client::inside;
 use bench::measure::{Plan, Runner};
 use bench::peer::Peer;
 use bench::report::{Case, heading, markdown};
-use bench::{Result, case, plot};
+use bench::{Result, case, plot, soak};
 use clap::{Parser, Subcommand};
 use host_bridge::namespace::enter_private_network;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -56,6 +56,8 @@ enum Command {
     /// A peer's program; the benchmark starts these itself.
     #[command(subcommand, hide = true)]
     Peer(Peer),
+    /// A long run under mixed load, with restarts and changes: see scripts/soak.sh.
+    Soak(soak::Options),
     /// A client in another namespace; the benchmark starts it itself.
     #[command(hide = true)]
     Client(inside::Options),
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
     let ended = match &options.command {
         Some(Command::Peer(peer)) => peer.run().map(|()| true),
         Some(Command::Client(client)) => client.run().map(|()| true),
+        Some(Command::Soak(soak)) => soak.run(),
         None => run(&options),
     };
     match ended {

@@ -29,6 +29,43 @@ pub fn memory_kib(pid: u32) -> Result<u64> {
     Ok(fields.into_iter().sum::<Option<u64>>().ok_or("no sizes")?)
 }
 
+/// How many descriptors a process has open.
+///
+/// # Errors
+/// If the process is gone.
+pub fn descriptors(pid: u32) -> Result<u64> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64)
+}
+
+/// How many threads a process has.
+///
+/// # Errors
+/// If the process is gone.
+pub fn threads(pid: u32) -> Result<u64> {
+    Ok(fs::read_dir(format!("/proc/{pid}/task"))?.count() as u64)
+}
+
+/// A process, and those that it started, and theirs.
+#[must_use]
+pub fn with_descendants(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    let mut at = 0;
+    while let Some(pid) = all.get(at).copied() {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+        for task in tasks.into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children"));
+            all.extend(
+                children
+                    .unwrap_or_default()
+                    .split_whitespace()
+                    .filter_map(|word| word.parse::<u32>().ok()),
+            );
+        }
+        at += 1;
+    }
+    all
+}
+
 fn field(status: &str, name: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
@@ -53,5 +90,17 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(2));
         assert!(sleeps(std::process::id()).unwrap() > before);
         assert!(memory_kib(std::process::id()).unwrap() > 0);
+    }
+
+    #[test]
+    fn children_are_found() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("9")
+            .spawn()
+            .unwrap();
+        let all = with_descendants(std::process::id());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(all.contains(&child.id()), "{all:?}");
     }
 }

@@ -7,7 +7,7 @@
 mod behind;
 mod bridged;
 mod kernel;
-mod ours;
+pub(crate) mod ours;
 mod smoltcp;
 pub mod tools;
 

@@ -15,8 +15,8 @@ use crate::Result;
 use crate::service::Service;
 
 /// Abstract sockets: they live in this network namespace and go with it.
-const SOCKET: &str = "@bench";
-const ADMIN: &str = "@bench-admin";
+pub(crate) const SOCKET: &str = "@bench";
+pub(crate) const ADMIN: &str = "@bench-admin";
 
 /// Starts the daemon and one guest.
 pub(super) fn start(options: Ours) -> Result<Target> {
@@ -70,6 +70,22 @@ pub(super) fn daemon(words: &[&str]) -> Result<Helper> {
     spawn(command)
 }
 
+/// Starts a daemon with these flags and nothing else.
+pub(crate) fn daemon_with(words: &[&str]) -> Result<Helper> {
+    let mut command = Command::new(program("host-bridge")?);
+    command.arg("run").args(words);
+    spawn(command)
+}
+
+/// Starts a guest that waits for the daemon to come back.
+pub(crate) fn lasting_guest(socket: &str, name: &str) -> Result<Helper> {
+    let mut command = Command::new(program("demo-guest")?);
+    command.args(["--socket", socket, "--name", name]);
+    // It warns of every restart.
+    command.env("RUST_LOG", "error");
+    spawn(command)
+}
+
 /// Starts a guest.
 pub(super) fn guest(name: &str) -> Result<Helper> {
     let mut command = Command::new(program("demo-guest")?);
@@ -85,7 +101,7 @@ pub(super) fn obedient_guest(name: &str) -> Result<Helper> {
 }
 
 /// The daemon's administrator.
-pub(super) fn admin() -> Result<AdminClient> {
+pub(crate) fn admin() -> Result<AdminClient> {
     Ok(AdminClient::new(ADMIN.parse()?))
 }
 
@@ -95,7 +111,8 @@ fn spawn(command: Command) -> Result<Helper> {
 
 fn spawn_with(mut command: Command, stdio: fn() -> Stdio) -> Result<Helper> {
     command.stdin(stdio()).stdout(stdio());
-    if std::env::var_os("RUST_LOG").is_none() {
+    let chosen = command.get_envs().any(|(name, _)| name == "RUST_LOG");
+    if !chosen && std::env::var_os("RUST_LOG").is_none() {
         command.env("RUST_LOG", "warn");
     }
     let words = format!("{command:?}");

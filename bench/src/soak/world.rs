@@ -1,0 +1,332 @@
+//! The daemon and the guests of a run, as processes, and what the schedule does to them.
+//!
+//! Used from the main thread only: children end with the thread that started them. The
+//! daemon's configuration lies in memory and its sockets are abstract, so nothing is
+//! left behind however this process ends.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use host_bridge::admin::AdminClient;
+use host_bridge::child::Helper;
+use host_bridge::port::{PortChange, PortState};
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use super::load::{Place, Places};
+use super::sample::Held;
+use super::schedule::Event;
+use super::shared::Shared;
+use crate::target::{ours, tools};
+use crate::{Result, procfs};
+
+/// How long the daemon and the guests may take to come back.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the daemon may take to end when it is told to.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// See the file's head.
+pub(super) struct World {
+    shared: Arc<Shared>,
+    /// Keeps the file in memory.
+    config: std::fs::File,
+    admin: AdminClient,
+    daemon: Helper,
+    staying: Vec<Helper>,
+    passing: Option<Helper>,
+    passed: u64,
+}
+
+fn name(guest: usize) -> String {
+    format!("stays{guest}")
+}
+
+fn config(guests: u16) -> String {
+    let mut text = format!(
+        "socket = {:?}\nadmin = {:?}\nnet4 = \"10.77.0.0/24\"\nnet6 = \"fd77::/120\"\nmtu = 9000\n",
+        ours::SOCKET,
+        ours::ADMIN
+    );
+    for guest in 0..guests {
+        let name = name(guest.into());
+        text += &format!(
+            "[[port]]\nname = {name:?}\nsocket = \"@bench-{name}\"\n\
+             addresses = [\"10.90.{guest}.2/30\", \"fd90:{guest:x}::2/126\"]\n\
+             gateways = [\"10.90.{guest}.1\", \"fd90:{guest:x}::1\"]\n"
+        );
+    }
+    text
+}
+
+impl World {
+    /// Starts the daemon and the guests that stay.
+    ///
+    /// # Errors
+    /// What does not start.
+    pub(super) fn start(guests: u16, shared: Arc<Shared>) -> Result<Self> {
+        let mut file = std::fs::File::from(memfd_create("soak-config", MemfdFlags::CLOEXEC)?);
+        file.write_all(config(guests).as_bytes())?;
+        let mut world = Self {
+            daemon: daemon(&file)?,
+            config: file,
+            admin: ours::admin()?,
+            staying: Vec::new(),
+            passing: None,
+            passed: 0,
+            shared,
+        };
+        tools::until_ok("the daemon", || world.admin.status(None))?;
+        for guest in 0..usize::from(guests) {
+            let name = name(guest);
+            world
+                .staying
+                .push(ours::lasting_guest(&format!("@bench-{name}"), &name)?);
+        }
+        world.until_there()?;
+        Ok(world)
+    }
+
+    /// Where the guests are.
+    pub(super) fn places(&self) -> Places {
+        let place = |guest: usize| -> Place {
+            let guest = guest as u16;
+            [
+                IpAddr::from([10, 90, guest as u8, 2]),
+                IpAddr::from([0xfd90, guest, 0, 0, 0, 0, 0, 2]),
+            ]
+        };
+        Places {
+            staying: (0..self.staying.len()).map(place).collect(),
+            // The first place of the socket for all: see `config`.
+            passing: [
+                IpAddr::from([10, 77, 0, 2]),
+                IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, 2]),
+            ],
+        }
+    }
+
+    /// Lets it happen.
+    ///
+    /// # Errors
+    /// Where a run cannot go on; what must not be, and can be survived, is counted.
+    pub(super) fn apply(&mut self, event: Event) -> Result<()> {
+        let change = PortChange::default();
+        match event {
+            Event::Kill => {
+                self.shared.daemon_goes();
+                self.daemon = {
+                    self.daemon.child_mut().kill()?;
+                    self.daemon.child_mut().wait()?;
+                    daemon(&self.config)?
+                };
+                self.came_back()
+            }
+            Event::Restart => {
+                self.shared.daemon_goes();
+                let pid = self.daemon.child_mut().id();
+                rustix::process::kill_process(
+                    rustix::process::Pid::from_raw(pid.cast_signed()).ok_or("no process")?,
+                    rustix::process::Signal::TERM,
+                )?;
+                match self.daemon.wait_timeout(GRACE)? {
+                    Some(status) if status.success() => {}
+                    Some(status) => self.shared.error(format!("the daemon ended with {status}")),
+                    None => self
+                        .shared
+                        .error("the daemon does not end when it is told to"),
+                }
+                self.daemon = daemon(&self.config)?;
+                self.came_back()
+            }
+            Event::ComeOrGo { killed } => self.come_or_go(killed),
+            Event::Impair {
+                guest,
+                to_host: true,
+                how,
+            } => self.change(
+                guest,
+                PortChange {
+                    impair_to_host: Some(how.parse()?),
+                    ..change
+                },
+            ),
+            Event::Impair {
+                guest,
+                to_host: false,
+                how,
+            } => self.change(
+                guest,
+                PortChange {
+                    impair_to_guest: Some(how.parse()?),
+                    ..change
+                },
+            ),
+            Event::Limit {
+                guest,
+                to_host: true,
+                how,
+            } => self.change(
+                guest,
+                PortChange {
+                    limit_to_host: Some(how.parse()?),
+                    ..change
+                },
+            ),
+            Event::Limit {
+                guest,
+                to_host: false,
+                how,
+            } => self.change(
+                guest,
+                PortChange {
+                    limit_to_guest: Some(how.parse()?),
+                    ..change
+                },
+            ),
+            Event::Mtu { guest, mtu } => self.change(
+                guest,
+                PortChange {
+                    mtu: Some(mtu),
+                    ..change
+                },
+            ),
+            Event::Unplug { guest, ms } => {
+                self.shared.excuse();
+                self.change(
+                    guest,
+                    PortChange {
+                        carrier: Some(false),
+                        ..change.clone()
+                    },
+                )?;
+                thread::sleep(Duration::from_millis(ms));
+                self.change(
+                    guest,
+                    PortChange {
+                        carrier: Some(true),
+                        ..change
+                    },
+                )
+            }
+            Event::Calm { guest } => {
+                let calm = PortChange {
+                    impair_to_host: Some("off".parse()?),
+                    impair_to_guest: Some("off".parse()?),
+                    limit_to_host: Some("off".parse()?),
+                    limit_to_guest: Some("off".parse()?),
+                    ..change
+                };
+                self.change(guest, calm)
+            }
+        }
+    }
+
+    /// Changes the port of a guest that stays.
+    fn change(&self, guest: u16, change: PortChange) -> Result<()> {
+        let name = name(guest.into());
+        if let Err(error) = self.admin.change(&name, change) {
+            self.shared
+                .error(format!("{name} cannot be changed: {error}"));
+        }
+        Ok(())
+    }
+
+    fn come_or_go(&mut self, killed: bool) -> Result<()> {
+        match self.passing.take() {
+            Some(mut guest) => {
+                self.shared.passed();
+                if killed {
+                    guest.child_mut().kill()?;
+                } else if guest.stop(PATIENCE).is_err() {
+                    self.shared
+                        .error("the guest that comes and goes does not go");
+                }
+            }
+            None => {
+                self.passed += 1;
+                let name = format!("passes{}", self.passed);
+                self.passing = Some(ours::lasting_guest(ours::SOCKET, &name)?);
+                match self.until_running(&name, PATIENCE) {
+                    true => self.shared.passed(),
+                    false => {
+                        self.shared
+                            .error("the guest that comes and goes does not come");
+                        self.passing = None;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The daemon was started again.
+    fn came_back(&mut self) -> Result<()> {
+        self.until_there()?;
+        self.shared.count(|done| done.restarts += 1);
+        let name = format!("passes{}", self.passed);
+        if self.passing.is_some() && !self.until_running(&name, PATIENCE) {
+            self.shared
+                .error("the guest that comes and goes did not come back");
+        }
+        Ok(())
+    }
+
+    /// Waits for the daemon and all guests that stay.
+    fn until_there(&self) -> Result<()> {
+        for guest in 0..self.staying.len() {
+            if !self.until_running(&name(guest), PATIENCE) {
+                return Err(format!("{} does not come back to the daemon", name(guest)).into());
+            }
+        }
+        self.shared.daemon_is_there();
+        Ok(())
+    }
+
+    fn until_running(&self, name: &str, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            let ports = self.admin.status(None).unwrap_or_default();
+            if ports
+                .iter()
+                .any(|port| port.guest == name && port.state == PortState::Running)
+            {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    /// What daemon and guests hold now.
+    ///
+    /// # Errors
+    /// If one of them is gone that nobody ended.
+    pub(super) fn processes(&mut self) -> Result<(Held, Vec<Held>)> {
+        let daemon = procfs::with_descendants(self.daemon.child_mut().id());
+        let guests = self
+            .staying
+            .iter_mut()
+            .map(|guest| Held::of(&[guest.child_mut().id()]));
+        Ok((Held::of(&daemon)?, guests.collect::<Result<_>>()?))
+    }
+}
+
+fn daemon(config: &std::fs::File) -> Result<Helper> {
+    let path = format!("/proc/{}/fd/{}", std::process::id(), config.as_raw_fd());
+    ours::daemon_with(&["--config", &path])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_daemon_understands_its_configuration() {
+        let options = host_bridge::settings::Options::parse(&config(16)).unwrap();
+        let settings = host_bridge::settings::Settings::new(options, None).unwrap();
+        assert_eq!(settings.sockets.len(), 17);
+    }
+}
