@@ -42,7 +42,8 @@ impl ConfigRegionAccess for Ports {
 pub struct Device(EndpointHeader);
 
 impl Device {
-    /// The first device with these ids, on any bus.
+    /// The first device with these ids, on any bus. It does not answer from then
+    /// on, until it is [enabled](Self::enable).
     pub fn find(vendor: u16, device: u16) -> Option<Self> {
         let addresses = (0..=255u8).flat_map(|bus| {
             (0..32u8).flat_map(move |slot| {
@@ -61,7 +62,12 @@ impl Device {
             header.id(Ports) == (vendor, device)
                 && matches!(header.header_type(Ports), HeaderType::Endpoint)
         })?;
-        EndpointHeader::from_header(found, Ports).map(Self)
+        let mut header = EndpointHeader::from_header(found, Ports)?;
+        // Firmware has enabled it. Whoever asks for a BAR's size writes ones to its
+        // address; a device that answers would be moved there, out of KVM's reach,
+        // which ends QEMU.
+        header.update_command(Ports, |command| command - CommandRegister::MEMORY_ENABLE);
+        Some(Self(header))
     }
 
     /// Where the device is.
@@ -69,7 +75,7 @@ impl Device {
         self.0.header().address()
     }
 
-    /// Address and length of a BAR in memory.
+    /// Address and length of a BAR in memory. Ask before [`enable`](Self::enable).
     pub fn bar(&self, number: u8) -> Option<(u64, u64)> {
         match self.0.bar(number, Ports)? {
             Bar::Memory32 { address, size, .. } => Some((address.into(), size.into())),
