@@ -98,6 +98,7 @@ fn direct(on: On, service: Service) -> Setup {
         sockets: 16,
         buffer_bytes: DIRECT_BUFFER,
         spin: false,
+        processes: 1,
     })
 }
 

@@ -17,6 +17,7 @@ pub(super) fn comparisons() -> Vec<Comparison> {
         sockets: 128,
         buffer_bytes: 4096,
         spin: false,
+        processes: 1,
     });
     vec![
         rate(Setup::Veth, Some(1.0)),

@@ -52,6 +52,7 @@ fn direct(spin: bool) -> Setup {
         sockets: 4,
         buffer_bytes: 65_535,
         spin,
+        processes: 1,
     })
 }
 

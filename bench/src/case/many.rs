@@ -1,57 +1,91 @@
 //! Sixty-four guests on one daemon beside one of them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
 use crate::Result;
 use crate::client::bulk::{Moved, receive, send};
 use crate::measure::{Comparison, Lab, Run, Side};
+use crate::peer::smoltcp::On;
 use crate::procfs;
 use crate::report::Metric;
 use crate::service::Service;
-use crate::target::{Ours, Setup};
+use crate::target::{Direct, Ours, Setup};
 
 const MANY: u16 = 64;
 
 type Transfer = fn(SocketAddr, Duration) -> Result<Moved>;
 
 pub(super) fn comparisons() -> Vec<Comparison> {
-    vec![
-        throughput("to guest", Service::Count, send),
-        throughput("from guest", Service::Endless, receive),
-        memory(),
-    ]
+    let mut all = throughput("to guest", Service::Count, send);
+    all.extend(throughput("from guest", Service::Endless, receive));
+    all.push(memory());
+    all
 }
 
-/// One stream per guest, all at once, beside one stream of one guest.
-fn throughput(direction: &str, service: Service, transfer: Transfer) -> Comparison {
+/// One stream per guest, all at once, beside one stream of one guest, and beside as
+/// many streams of peers, which show how fair the kernel itself is to so many
+/// processes.
+fn throughput(direction: &str, service: Service, transfer: Transfer) -> Vec<Comparison> {
     let name = format!("{MANY} guests at once, {direction}");
-    let setup = Setup::Ours(Ours {
+    let ours = Setup::Ours(Ours {
         guests: MANY,
         ..Ours::DEFAULT
     });
+    let sum = || Metric::more(format!("{name}, sum"), "Gbit/s");
+    let share = || Metric::more(format!("{name}, least to most"), "ratio");
+    let one = Comparison {
+        peer_name: "one of them alone".to_owned(),
+        ..beside(&name, ours, transfer, service, (ours, 1))
+    };
+    let smoltcp = Setup::Smoltcp(Direct {
+        on: On::OffloadedTap,
+        service,
+        sockets: 2,
+        buffer_bytes: 256 << 10,
+        spin: false,
+        processes: MANY as u8,
+    });
+    let with = |metrics, comparison| Comparison {
+        metrics,
+        ..comparison
+    };
+    let many = |peer| beside(&name, ours, transfer, service, (peer, usize::from(MANY)));
+    let veth = Comparison {
+        peer_name: format!("{MANY} streams of the kernel over veth"),
+        ..many(Setup::Veth)
+    };
+    let smoltcp = Comparison {
+        peer_name: format!("{MANY} smoltcp on offloaded TAPs"),
+        ..many(smoltcp)
+    };
+    vec![
+        with(vec![sum().goal(0.9), share().goal(0.9)], one),
+        with(vec![sum(), share()], smoltcp),
+        with(vec![sum(), share()], veth),
+    ]
+}
+
+/// A stream to each of our guests, beside so many to the peer.
+fn beside(
+    name: &str,
+    ours: Setup,
+    transfer: Transfer,
+    service: Service,
+    (peer, streams): (Setup, usize),
+) -> Comparison {
     let run = move |lab: &mut Lab, side: Side| {
         let time = lab.plan.time;
-        let all = lab.target(setup)?.all_v4.clone();
-        let guests = match side {
-            Side::Ours => &all[..],
-            Side::Peer => &all[..1],
-        };
-        let moved = thread::scope(|scope| {
-            let start = |address: &std::net::IpAddr| {
-                let to = SocketAddr::new(*address, service.port());
-                scope.spawn(move || transfer(to, time).map_err(|error| error.to_string()))
-            };
-            let threads: Vec<_> = guests.iter().map(start).collect();
-            let join = |thread: thread::ScopedJoinHandle<'_, _>| {
-                thread.join().unwrap_or(Err("a client panicked".to_owned()))
-            };
-            threads
-                .into_iter()
-                .map(join)
-                .collect::<std::result::Result<Vec<Moved>, String>>()
+        let target = lab.target(match side {
+            Side::Ours => ours,
+            Side::Peer => peer,
         })?;
+        let mut to = target.all_v4.clone();
+        if side == Side::Peer {
+            to.resize(streams, target.v4);
+        }
+        let moved = at_once(&to, service, transfer, time)?;
         let bytes = moved.iter().map(|moved| moved.bytes);
         let longest = moved.iter().map(|moved| moved.elapsed).max();
         let sum = Moved {
@@ -66,16 +100,37 @@ fn throughput(direction: &str, service: Service, transfer: Transfer) -> Comparis
         })
     };
     Comparison {
-        metrics: vec![
-            Metric::more(format!("{name}, sum"), "Gbit/s").goal(0.9),
-            Metric::more(format!("{name}, least to most"), "ratio").goal(0.9),
-        ],
-        name,
-        peer_name: "one of them alone".to_owned(),
+        name: name.to_owned(),
+        peer_name: String::new(),
+        metrics: Vec::new(),
         run: Box::new(run),
-        setups: vec![setup],
+        setups: vec![ours, peer],
         check: |_| Ok(()),
     }
+}
+
+/// What each stream moved.
+fn at_once(
+    to: &[IpAddr],
+    service: Service,
+    transfer: Transfer,
+    time: Duration,
+) -> Result<Vec<Moved>> {
+    let moved = thread::scope(|scope| {
+        let start = |address: &IpAddr| {
+            let to = SocketAddr::new(*address, service.port());
+            scope.spawn(move || transfer(to, time).map_err(|error| error.to_string()))
+        };
+        let threads: Vec<_> = to.iter().map(start).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or(Err("a client panicked".to_owned()))
+        };
+        threads
+            .into_iter()
+            .map(join)
+            .collect::<std::result::Result<Vec<Moved>, String>>()
+    });
+    Ok(moved?)
 }
 
 /// What the daemon holds for a guest that is idle, beside the shared memory that

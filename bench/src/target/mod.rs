@@ -92,6 +92,8 @@ pub struct Direct {
     pub buffer_bytes: usize,
     /// Whether it spins while a client is there.
     pub spin: bool,
+    /// How many such processes, each on a TAP of its own.
+    pub processes: u8,
 }
 
 impl Setup {
