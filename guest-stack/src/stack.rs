@@ -49,6 +49,8 @@ pub struct Stack<L: Link> {
     deadline: Option<Instant>,
     application_deadline: Option<Instant>,
     wants_room: bool,
+    /// Frames wait, because there is no room for their answers.
+    frames_wait: bool,
 }
 
 impl<L: Link> Stack<L> {
@@ -89,6 +91,7 @@ impl<L: Link> Stack<L> {
             deadline: None,
             application_deadline: None,
             wants_room: false,
+            frames_wait: false,
         }
     }
 
@@ -103,6 +106,7 @@ impl<L: Link> Stack<L> {
         let mut more_work = false;
         sockets.io.blocked = false;
         let mut blocked = false;
+        self.frames_wait = false;
 
         let mut taken = 0;
         while sockets.io.link_error.is_none() {
@@ -117,6 +121,7 @@ impl<L: Link> Stack<L> {
                     // and the other side waits: nothing is lost.
                     if !sockets.finish_fragments(now, tx) || !sockets.room_for_answer(tx) {
                         blocked = true;
+                        self.frames_wait = true;
                         break;
                     }
                     sockets.receive(now, offload, frame, tx);
@@ -194,7 +199,13 @@ impl<L: Link> Stack<L> {
         }
         let room = self.wants_room.then(|| self.sockets.io.max_frame_len());
         let room = room.map(|len| len.min(self.link.split().1.max_frame_len()));
-        match self.link.arm(room) {
+        // Frames that wait for room must not keep it awake: in a crowd the host is
+        // what has to run now, and whoever looks again and again takes its time.
+        let asleep = match room {
+            Some(room) if self.frames_wait => self.link.arm_for_room(room),
+            room => self.link.arm(room),
+        };
+        match asleep {
             Ok(asleep) => asleep,
             Err(error) => {
                 self.sockets.io.link_error = Some(error);

@@ -108,6 +108,17 @@ pub trait Link {
     /// As for [`FrameRx::peek`].
     fn arm(&mut self, tx_room: Option<usize>) -> Result<bool, LinkError>;
 
+    /// Like [`arm`](Self::arm), for one that cannot take the frames that wait
+    /// before it can reserve `tx_room` bytes, for want of room for their answers:
+    /// they are no reason to stay awake. A link that knows no better sleeps for
+    /// frames too, and its owner then looks again and again until there is room.
+    ///
+    /// # Errors
+    /// As for [`FrameRx::peek`].
+    fn arm_for_room(&mut self, tx_room: usize) -> Result<bool, LinkError> {
+        self.arm(Some(tx_room))
+    }
+
     /// Takes the announcement back after waking up, so that a busy side is not
     /// rung.
     fn disarm(&mut self);

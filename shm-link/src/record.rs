@@ -218,7 +218,9 @@ impl RecordWriter {
         self.ring.publish()
     }
 
-    /// Announces sleep until a body of `len` bytes can be reserved.
+    /// Announces sleep until a body of `len` bytes can be reserved. With more than
+    /// [`max_len`](Self::max_len), until several can that are so long together, or
+    /// half the ring is free.
     ///
     /// # Errors
     /// [`PeerFault::Cursor`].
@@ -226,7 +228,8 @@ impl RecordWriter {
         let need = record_len(len.min(self.max_len));
         let to_end = self.ring.to_end();
         let skip = if to_end < need { to_end } else { 0 };
-        self.ring.arm((skip + need) as usize)
+        let several = record_len(len.min(self.ring.capacity() / 2));
+        self.ring.arm((skip + need).max(several) as usize)
     }
 
     /// Takes the announcement back.

@@ -90,6 +90,10 @@ impl HostEnd {
     }
 }
 
+/// Frames that there is to be room for when a guest that found none is rung; as many
+/// as half the ring holds, if that is less.
+const ROOM_FRAMES: usize = 8;
+
 /// The guest's end of a link over shared memory.
 pub struct ShmLink<D: Doorbell> {
     rx: ShmRx<D>,
@@ -133,6 +137,25 @@ impl<D: Doorbell + Clone> ShmLink<D> {
             doorbell,
             armed: false,
         })
+    }
+}
+
+impl<D: Doorbell> ShmLink<D> {
+    /// Announces sleep until there is something to do. With `tx_room`, until there
+    /// is room for several such frames: a guest that fills the ring faster than the
+    /// host empties it would be rung for each else.
+    fn arm_all(&mut self, frames: bool, tx_room: Option<usize>) -> Result<bool, LinkError> {
+        self.armed = true;
+        let sleep = (!frames || self.rx.records.arm()? == Arm::Sleep)
+            && self.control_rx.arm()? == Arm::Sleep
+            && match tx_room {
+                Some(len) => self.tx.records.arm(len * ROOM_FRAMES)? == Arm::Sleep,
+                None => true,
+            };
+        if !sleep {
+            self.disarm();
+        }
+        Ok(sleep)
     }
 }
 
@@ -244,17 +267,11 @@ impl<D: Doorbell> Link for ShmLink<D> {
     }
 
     fn arm(&mut self, tx_room: Option<usize>) -> Result<bool, LinkError> {
-        self.armed = true;
-        let sleep = self.rx.records.arm()? == Arm::Sleep
-            && self.control_rx.arm()? == Arm::Sleep
-            && match tx_room {
-                Some(len) => self.tx.records.arm(len)? == Arm::Sleep,
-                None => true,
-            };
-        if !sleep {
-            self.disarm();
-        }
-        Ok(sleep)
+        self.arm_all(true, tx_room)
+    }
+
+    fn arm_for_room(&mut self, tx_room: usize) -> Result<bool, LinkError> {
+        self.arm_all(false, Some(tx_room))
     }
 
     fn disarm(&mut self) {

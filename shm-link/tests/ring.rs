@@ -399,6 +399,37 @@ fn closing_rings_a_sleeper_and_leaves_what_was_written() {
     assert!(tx.is_peer_closed());
 }
 
+#[test]
+fn a_guest_without_room_sleeps_over_waiting_frames_until_half_the_ring_is_free() {
+    let (mut guest, mut host, ..) = link();
+    let frame = [1; 60_000];
+    while let Some(room) = guest.split().1.reserve(frame.len()).unwrap() {
+        room.copy_from_slice(&frame);
+        guest.split().1.commit(frame.len(), OffloadHeader::NONE);
+        guest.split().1.flush();
+    }
+    assert!(
+        host.frames_tx
+            .write(b"answer me", OffloadHeader::NONE)
+            .unwrap()
+    );
+    let _ = host.frames_tx.publish();
+    assert!(!guest.arm(Some(frame.len())).unwrap(), "a frame has come");
+    assert!(guest.arm_for_room(frame.len()).unwrap());
+    let mut taken = 0;
+    let rung = loop {
+        host.frames_rx.peek().unwrap().unwrap();
+        host.frames_rx.consume();
+        taken += 1;
+        if host.frames_rx.publish() == Wake::Ring {
+            break taken;
+        }
+    };
+    assert_eq!(rung, 4, "of eight that fill it");
+    guest.disarm();
+    assert!(!guest.arm_for_room(frame.len()).unwrap());
+}
+
 fn link() -> (ShmLink<Count>, HostEnd, Region, Count, Layout) {
     let layout = Layout::new(LayoutOptions::default()).unwrap();
     let region = region(layout.region_len);

@@ -305,9 +305,13 @@ impl Link for TestLink {
             None => false,
         };
         let has_frame = self.rx.peek()?.is_some();
-        let shared = self.rx.cable.shared();
-        let has_control = !shared.directions[self.rx.side].control.is_empty();
-        self.slept = !(has_room || has_frame || has_control);
+        self.slept = !(has_room || has_frame || self.has_control());
+        Ok(self.slept)
+    }
+
+    fn arm_for_room(&mut self, tx_room: usize) -> Result<bool, LinkError> {
+        let has_room = self.tx.reserve(tx_room)?.is_some();
+        self.slept = !(has_room || self.has_control());
         Ok(self.slept)
     }
 
@@ -323,6 +327,11 @@ impl Link for TestLink {
 }
 
 impl TestLink {
+    fn has_control(&self) -> bool {
+        let shared = self.rx.cable.shared();
+        !shared.directions[self.rx.side].control.is_empty()
+    }
+
     /// Sends a frame as a bare end.
     pub(crate) fn inject(&mut self, frame: &[u8]) {
         self.inject_with(OffloadHeader::NONE, frame);

@@ -106,7 +106,10 @@ fn without_room_for_an_answer_a_frame_stays_in_the_link_and_nothing_is_lost() {
     let poll = bench.stack.poll(now);
     assert!(poll.wants_room && !poll.more_work);
     assert_eq!(bench.stack.sockets().counters().rx_frames, before);
+    assert!(bench.stack.arm(), "it sleeps, though frames wait");
+    bench.stack.disarm();
     bench.cable.set_capacity(0, 3);
+    assert!(!bench.stack.arm(), "there is room");
     let poll = bench.stack.poll(now);
     assert!(poll.wants_room);
     assert_eq!(bench.peer.drain().len(), 3);

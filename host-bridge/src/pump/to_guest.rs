@@ -94,8 +94,7 @@ impl ToGuest {
     /// Announces sleep until the guest has made room for several frames, so that
     /// a guest that empties the ring frame by frame does not ring for each.
     pub(super) fn arm(&mut self, policy: &Policy) -> Result<Arm, PumpEnd> {
-        let room = (policy.max_frame_len_to_guest() * 8).min(self.frames.max_len());
-        let armed = self.frames.arm(room)?;
+        let armed = self.frames.arm(policy.max_frame_len_to_guest() * 8)?;
         if armed == Arm::Awake && self.frames.is_peer_closed() {
             return Err(PumpEnd::Closed);
         }
