@@ -34,14 +34,14 @@ const LOG_LINES_PER_SECOND: u32 = 10;
 /// Control messages of a guest that are taken per second, after a burst of as many as
 /// a guest in order never sends: a greeting takes two, a change one, and a program may
 /// report and ping. A message costs the daemon some microseconds.
-const MESSAGES: LimitConfig = LimitConfig::frames(1000);
+pub(super) const MESSAGES: LimitConfig = LimitConfig::frames(1000);
 /// Commands that wait for the port's task; whoever sends more waits as well.
 const INBOX_LEN: usize = 16;
 /// How long a guest waits at the most for its TAP's queue to start. It takes
 /// the kernel well under a millisecond, unless the machine is very busy.
 const QUEUE_PATIENCE: Duration = Duration::from_millis(100);
 /// What a TAP with a virtio header can leave to the guest, and do for it.
-const OFFLOADS: Offloads = Offloads::CHECKSUM
+pub(super) const OFFLOADS: Offloads = Offloads::CHECKSUM
     .union(Offloads::TSO4)
     .union(Offloads::TSO6);
 
@@ -225,10 +225,7 @@ impl Core {
     /// Ends the session; the pumps learn of it by their policy. Says how the
     /// transport is to be left.
     pub(super) fn end(&mut self, end: &PortEnd) -> Stop {
-        let stop = match end {
-            PortEnd::Detached | PortEnd::Left | PortEnd::Tap(_) => Stop::LeaveOpen,
-            PortEnd::Fault(_) | PortEnd::Closed | PortEnd::Failed(_) => Stop::Close,
-        };
+        let stop = end.stop();
         self.session.end(end.to_string(), stop);
         stop
     }

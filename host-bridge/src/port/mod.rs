@@ -11,13 +11,18 @@
 //! | `status` | what others see of it, and how they reach it |
 //! | `tap` | its TAP, opened and set up |
 //! | `core` | session, TAP and commands: all that is the same for every guest |
+//! | `rings` | the control rings of a guest that shares memory |
 //! | `shm` | the task of a guest that shares memory: control rings beside two pumps |
+//! | [`stepped`] | the same without tasks, moved by hand: for simulations |
 //! | `stream` | the task of a guest behind a byte stream, which moves all itself |
 
 mod config;
 mod core;
+mod rings;
 mod shm;
 mod status;
+#[cfg(feature = "simulation")]
+pub mod stepped;
 mod stream;
 mod tap;
 

@@ -9,16 +9,15 @@ use std::sync::Arc;
 
 use shm_link::doorbell::Doorbell;
 use shm_link::link::{MAX_CONTROL_LEN, MAX_FRAME_LEN};
-use shm_link::offload::OffloadHeader;
-use shm_link::record::{RecordReader, RecordWriter};
 use shm_link::region::Region;
 use shm_link::ring::{Arm, Wake};
-use shm_link::shm::{HostEnd, read_message};
+use shm_link::shm::HostEnd;
 use shm_link::superblock::Layout;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::core::{BUDGET_MESSAGES, Core};
+use super::rings::ControlRings;
 use super::status::PortEnd;
 use super::{Port, PortConfig};
 use crate::bell::{Doorbells, GuestBell, HostBell};
@@ -70,11 +69,9 @@ pub(super) async fn open(
     let keeper = core.keeper();
     let task = Task {
         core,
-        control_rx: host.control_rx,
-        control_tx: host.control_tx,
+        rings: ControlRings::new(host.control_rx, host.control_tx),
         rung,
         ring_guest,
-        closed: false,
     };
     Ok(Port::start(handle, keeper, async move {
         let _memory = region;
@@ -85,13 +82,10 @@ pub(super) async fn open(
 /// The task.
 struct Task {
     core: Core,
-    control_rx: RecordReader,
-    control_tx: RecordWriter,
+    rings: ControlRings,
     /// The guest rang, and a control ring has what this task waits for.
     rung: Arc<Notify>,
     ring_guest: GuestBell,
-    /// The guest closed the control pipe.
-    closed: bool,
 }
 
 impl Task {
@@ -103,7 +97,7 @@ impl Task {
         let stop = self.core.end(&end);
         while pump.join_next().await.is_some() {}
         if stop == Stop::Close {
-            let _ = self.control_rx.close().or(self.control_tx.close());
+            self.rings.close();
             // Whatever it waits for, the guest is to see that it is over.
             self.ring_guest.ring();
         }
@@ -122,11 +116,12 @@ impl Task {
                 tokio::task::yield_now().await;
                 continue;
             }
-            if self.arm()? == Arm::Awake {
+            let takes_message = self.core.takes_message();
+            if self.rings.arm(&mut self.core.session, takes_message)? == Arm::Awake {
                 continue;
             }
             let command = tokio::select! {
-                () = self.rung.notified(), if !self.closed => None,
+                () = self.rung.notified(), if !self.rings.is_closed() => None,
                 () = sleep_until(self.core.message_pause()) => None,
                 Some(command) = self.core.inbox.recv() => Some(command),
                 Some(end) = pump.join_next() => return Err(match end {
@@ -134,8 +129,7 @@ impl Task {
                     Err(error) => PortEnd::Failed(format!("the pump stopped: {error}")),
                 }),
             };
-            self.control_rx.disarm();
-            self.control_tx.disarm();
+            self.rings.disarm();
             if let Some(command) = command {
                 self.core.handle_command(command).await?;
             }
@@ -148,57 +142,21 @@ impl Task {
         let mut busy = true;
         let mut wake = Wake::NotNeeded;
         for _ in 0..BUDGET_MESSAGES {
-            wake = wake.or(self.transmit()?);
+            wake = wake.or(self.rings.transmit(&mut self.core.session)?);
             if !self.core.takes_message() {
                 // Answers first: the guest has to make room for them.
                 busy = false;
                 break;
             }
-            let Some(len) = read_message(&mut self.control_rx, &mut buf)? else {
+            let Some(len) = self.rings.receive(&mut buf)? else {
                 busy = false;
                 break;
             };
             self.core.handle_message(&buf[..len]).await?;
         }
-        wake = wake.or(self.transmit()?).or(self.control_rx.publish());
+        wake = wake.or(self.rings.transmit(&mut self.core.session)?);
+        wake = wake.or(self.rings.give_back());
         wake.ring(&self.ring_guest);
         Ok(busy)
-    }
-
-    fn transmit(&mut self) -> Result<Wake, PortEnd> {
-        while let Some(message) = self.core.session.poll_transmit() {
-            if !self.control_tx.write(message, OffloadHeader::NONE)? {
-                break;
-            }
-            self.core.session.transmitted();
-        }
-        Ok(self.control_tx.publish())
-    }
-
-    /// Announces sleep until there is something to do for this task.
-    fn arm(&mut self) -> Result<Arm, PortEnd> {
-        if self.closed {
-            return Ok(Arm::Sleep);
-        }
-        let wants_room = self.core.session.poll_transmit().is_some();
-        let wants_input = self.core.takes_message();
-        if wants_room && self.control_tx.arm(MAX_CONTROL_LEN)? == Arm::Awake {
-            return self.awake();
-        }
-        if wants_input && self.control_rx.arm()? == Arm::Awake {
-            self.control_tx.disarm();
-            return self.awake();
-        }
-        Ok(Arm::Sleep)
-    }
-
-    /// Something happened: work, or the end of the control pipe.
-    fn awake(&mut self) -> Result<Arm, PortEnd> {
-        self.closed = self.control_tx.is_peer_closed() || self.control_rx.is_finished()?;
-        if self.closed && !self.core.session.is_running() {
-            // The pumps wait for a configuration that nobody will ask for.
-            return Err(PortEnd::Closed);
-        }
-        Ok(Arm::Awake)
     }
 }

@@ -18,6 +18,7 @@ use super::config::PortChange;
 use crate::counters::{PortCounters, PortSnapshot};
 use crate::impair::ImpairConfig;
 use crate::limit::{LimitConfig, Limits};
+use crate::policy::Stop;
 use crate::pump::PumpEnd;
 use crate::session::PortState;
 use crate::tap::Tap;
@@ -76,6 +77,16 @@ pub enum PortEnd {
     Tap(String),
     /// Something the port needs from its environment failed.
     Failed(String),
+}
+
+impl PortEnd {
+    /// How the transport is to be left.
+    pub(super) fn stop(&self) -> Stop {
+        match self {
+            Self::Detached | Self::Left | Self::Tap(_) => Stop::LeaveOpen,
+            Self::Fault(_) | Self::Closed | Self::Failed(_) => Stop::Close,
+        }
+    }
 }
 
 impl std::fmt::Display for PortEnd {

@@ -4,16 +4,12 @@
 //! Counts what becomes of a frame that is written; a frame that is read is the
 //! caller's to count. Never waits.
 
-use std::io;
-
-use shm_link::offload::{GSO_NONE, OffloadHeader};
-use tokio::io::Interest;
-
-use super::{PumpEnd, PumpShared};
+use super::{PumpEnd, PumpShared, Wire};
 use crate::counters::{DirectionCounters, DropReason};
 use crate::filter::Verdict;
 use crate::policy::Policy;
 use crate::tap::{RawSlice, TapTrouble, classify};
+use shm_link::offload::{GSO_NONE, OffloadHeader};
 
 /// Whether the frame may go on, judged by a private copy of its head.
 pub(super) fn admit(
@@ -48,7 +44,7 @@ pub(super) fn admit(
 /// The parts are valid for reads for the length of the call. Others may write
 /// them at the same time.
 pub(super) unsafe fn write(
-    shared: &PumpShared,
+    shared: &PumpShared<impl Wire>,
     offload: OffloadHeader,
     parts: [RawSlice; 2],
     len: usize,
@@ -56,7 +52,7 @@ pub(super) unsafe fn write(
     let counters: &DirectionCounters = &shared.counters.guest_to_host;
     loop {
         // SAFETY: promised by the caller.
-        let error = match unsafe { shared.tap.get_ref().writev_raw(offload, parts) } {
+        let error = match unsafe { shared.tap.write(offload, parts) } {
             Ok(()) => {
                 counters.frame_out(len);
                 return Ok(());
@@ -86,32 +82,10 @@ pub(super) unsafe fn write(
 /// # Safety
 /// `start` is valid for writes of `len` bytes.
 pub(super) unsafe fn read(
-    shared: &PumpShared,
+    shared: &PumpShared<impl Wire>,
     start: *mut u8,
     len: usize,
 ) -> Result<Option<(usize, OffloadHeader)>, PumpEnd> {
-    // What only means "not now" is reported as such, so that `try_io` forgets
-    // the readiness: it would come back at once otherwise, for ever.
-    let result = shared.tap.try_io(Interest::READABLE, |tap| {
-        loop {
-            // SAFETY: promised by the caller.
-            let error = match unsafe { tap.read_raw(start, len) } {
-                Ok(read) => return Ok(Ok(read)),
-                Err(error) => error,
-            };
-            match classify(&error) {
-                TapTrouble::Interrupted => {}
-                TapTrouble::NotNow
-                | TapTrouble::Down
-                | TapTrouble::NoRoom
-                | TapTrouble::BadFrame => return Err(io::ErrorKind::WouldBlock.into()),
-                TapTrouble::Gone | TapTrouble::Broken => return Ok(Err(error)),
-            }
-        }
-    });
-    match result {
-        Ok(Ok(read)) => Ok(Some(read)),
-        Ok(Err(error)) => Err(PumpEnd::Tap(error)),
-        Err(_not_now) => Ok(None),
-    }
+    // SAFETY: promised by the caller.
+    unsafe { shared.tap.read(start, len) }.map_err(PumpEnd::Tap)
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! guest ─ ring ───▶ [to_host]  filter ─ impairment ─▶ TAP ─▶ kernel
 //! guest ◀─── ring ─ [to_guest] impairment ◀───────── TAP ◀─ kernel
-//!                   [shm]      both in turn, and the sleep
+//!                   [both]     both in turn, and what a sleep is for
+//!                   [shm]      the task: turns and sleeps
 //! guest ◀─ stream ▶ [stream]   the same over a byte stream
 //! ```
 //!
@@ -11,11 +12,13 @@
 //! nothing to do the task sleeps on the guest (the doorbell, the stream) and on
 //! the TAP. Neither direction waits for the other.
 
+mod both;
 mod kernel;
 mod shm;
 mod stream;
 mod to_guest;
 mod to_host;
+mod wire;
 
 use std::io;
 use std::sync::Arc;
@@ -34,8 +37,14 @@ use crate::limit::Limiter;
 use crate::policy::{PolicyWatch, Stop};
 use crate::tap::Tap;
 
+#[cfg(feature = "simulation")]
+pub(crate) use both::{Both, Sleep};
 pub(crate) use shm::{ControlWatch, ShmPump};
 pub(crate) use stream::{StreamPump, Turn};
+#[cfg(not(feature = "simulation"))]
+use wire::Wire;
+#[cfg(feature = "simulation")]
+pub(crate) use wire::Wire;
 
 /// Frames moved before other tasks get their turn. At 1500 bytes a TAP call
 /// takes 1 to 2 µs, so a turn stays under 150 µs; a doorbell per turn is well
@@ -82,11 +91,20 @@ impl Budget {
 }
 
 /// What all pumps of a port share.
-#[derive(Clone)]
-pub(crate) struct PumpShared {
-    pub(crate) tap: Arc<AsyncFd<Tap>>,
+pub(crate) struct PumpShared<W = AsyncFd<Tap>> {
+    pub(crate) tap: Arc<W>,
     pub(crate) counters: Arc<PortCounters>,
     pub(crate) policy: PolicyWatch,
+}
+
+impl<W> Clone for PumpShared<W> {
+    fn clone(&self) -> Self {
+        Self {
+            tap: self.tap.clone(),
+            counters: self.counters.clone(),
+            policy: self.policy.clone(),
+        }
+    }
 }
 
 /// Why a pump stopped. Each ends the port.
@@ -156,10 +174,10 @@ fn forget(stage: &mut Impair, counters: &DirectionCounters) {
 }
 
 /// When the next frame may pass; `None`: now, or no limit is set.
-fn paused(limit: &Limiter) -> Option<Instant> {
+fn paused(limit: &Limiter, wire: &impl Wire) -> Option<Instant> {
     match limit.is_off() {
         true => None,
-        false => limit.pause(Instant::now()),
+        false => limit.pause(wire.now()),
     }
 }
 

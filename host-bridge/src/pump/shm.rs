@@ -1,5 +1,5 @@
-//! Both directions of a port over shared memory: turns, and the sleep between
-//! them.
+//! Both directions of a port over shared memory as a task: turns, and the sleep
+//! between them.
 //!
 //! One task has both, because they feed each other: an acknowledgement that goes
 //! to the kernel makes it send at once, and the next turn finds what it sent,
@@ -14,15 +14,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shm_link::record::{RecordReader, RecordWriter};
-use shm_link::ring::{Arm, RingWatch};
+use shm_link::ring::RingWatch;
 use shm_link::spin::Spin;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-use super::to_guest::{ToGuest, Turn};
-use super::to_host::ToHost;
+use super::both::{Both, Sleep, Turned};
 use super::{PumpEnd, PumpShared, policy_changed, rung, sleep_until, tap_readable};
 use crate::bell::{GuestBell, HostBell};
-use crate::policy::{Policy, PolicyWatch};
+use crate::policy::PolicyWatch;
+use crate::tap::Tap;
 
 /// How long a busy pump looks for work before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
@@ -46,8 +47,7 @@ impl ControlWatch {
 
 /// Moves the frames of one port.
 pub(crate) struct ShmPump {
-    to_host: ToHost,
-    to_guest: ToGuest,
+    both: Both<AsyncFd<Tap>>,
     bell: HostBell,
     control: ControlWatch,
     shared: PumpShared,
@@ -69,8 +69,7 @@ impl ShmPump {
         shared: PumpShared,
     ) -> Self {
         Self {
-            to_host: ToHost::new(frames.0, ring_guest.clone(), shared.clone()),
-            to_guest: ToGuest::new(frames.1, ring_guest, shared.clone()),
+            both: Both::new(frames, ring_guest, shared.clone()),
             bell,
             control,
             policy: shared.policy.clone(),
@@ -87,33 +86,28 @@ impl ShmPump {
             Ok(never) => match never {},
             Err(end) => end,
         };
-        self.to_host.end(end.closes());
-        self.to_guest.end(end.closes());
+        self.both.end(&end);
         end
     }
 
     async fn pump(&mut self) -> Result<Infallible, PumpEnd> {
         loop {
             let policy = self.policy.borrow_and_update().clone();
-            if let Some(stop) = policy.stop {
-                return Err(PumpEnd::Told(stop));
-            }
-            let taken = self.to_host.turn(&policy)?;
-            let (stopped, gave) = self.to_guest.turn(&policy)?;
+            let Turned { moved, gave, more } = self.both.turn(&policy)?;
             self.control.pass_on();
             let spin = &mut self.spins[usize::from(self.gave)];
-            if taken.is_touched() || gave {
+            if moved {
                 spin.worked(self.born.elapsed());
                 self.gave = gave;
             }
-            if taken.is_spent() || stopped == Turn::Budget {
+            if more {
                 tokio::task::yield_now().await;
             } else if self.looks_again() {
                 // Others first: other tasks, and whoever wants this processor.
                 std::thread::yield_now();
                 tokio::task::yield_now().await;
-            } else {
-                self.sleep(&policy, stopped).await?;
+            } else if let Some(until) = self.both.arm(&policy)? {
+                self.sleep(until).await?;
             }
         }
     }
@@ -124,31 +118,17 @@ impl ShmPump {
 
     /// Sleeps until the guest rings, the TAP has a frame, a held frame is due, or
     /// the policy changes.
-    async fn sleep(&mut self, policy: &Policy, stopped: Turn) -> Result<(), PumpEnd> {
-        let (paused, given_later) = (self.to_host.paused(), stopped.until());
-        // Before the guest is ready nobody looks at its frames, nor while more of
-        // them may not pass.
-        if policy.ready && paused.is_none() && self.to_host.arm()? == Arm::Awake {
-            return Ok(());
-        }
-        if stopped == Turn::RingFull && self.to_guest.arm(policy)? == Arm::Awake {
-            self.to_host.disarm();
-            return Ok(());
-        }
-        let held = [self.to_host.poll_at(), self.to_guest.poll_at()];
-        let due = held.into_iter().chain([paused, given_later]);
-        let due = due.flatten().min();
+    async fn sleep(&mut self, until: Sleep) -> Result<(), PumpEnd> {
         tokio::select! {
-            () = rung(&self.bell) => self.to_host.woken(),
-            ready = tap_readable(&self.shared.tap), if stopped == Turn::TapEmpty => {
+            () = rung(&self.bell) => self.both.rung(),
+            ready = tap_readable(&self.shared.tap), if until.readable => {
                 ready.map_err(PumpEnd::Tap)?;
-                self.to_guest.woken();
+                self.both.readable();
             }
-            () = sleep_until(due) => {}
+            () = sleep_until(until.due) => {}
             () = policy_changed(&mut self.policy) => {}
         }
-        self.to_host.disarm();
-        self.to_guest.disarm();
+        self.both.disarm();
         Ok(())
     }
 }

@@ -162,7 +162,7 @@ impl StreamPump {
     /// Until when the guest's frames, and what stands behind them, wait in the
     /// stream.
     pub(crate) fn input_pause(&self) -> Option<Instant> {
-        paused(&self.limit_to_host)
+        paused(&self.limit_to_host, &*self.shared.tap)
     }
 
     fn count_damaged(&mut self) {
@@ -196,7 +196,7 @@ impl StreamPump {
             return Ok(Turn::Full);
         }
         for _ in 0..BUDGET_FRAMES {
-            if let Some(until) = paused(&self.limit_to_guest) {
+            if let Some(until) = paused(&self.limit_to_guest, &*self.shared.tap) {
                 return Ok(Turn::Paused(until));
             }
             let moved = if impaired {

@@ -10,7 +10,7 @@ use shm_link::record::RecordWriter;
 use shm_link::ring::Arm;
 
 use super::kernel::read;
-use super::{Budget, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, paused, ring};
+use super::{Budget, PUBLISH_BYTES, PumpEnd, PumpShared, Wire, forget, impair, paused, ring};
 use crate::bell::GuestBell;
 use crate::counters::DropReason;
 use crate::filter::{HEAD_LEN, Verdict};
@@ -19,10 +19,10 @@ use crate::limit::Limiter;
 use crate::policy::Policy;
 
 /// The way from a guest's TAP to its ring.
-pub(super) struct ToGuest {
+pub(super) struct ToGuest<W> {
     frames: RecordWriter,
     ring_guest: GuestBell,
-    shared: PumpShared,
+    shared: PumpShared<W>,
     stage: Impair,
     /// A frame that left the impairment stage and found the ring full.
     waiting: Option<ImpairedFrame>,
@@ -56,8 +56,8 @@ impl Turn {
     }
 }
 
-impl ToGuest {
-    pub(super) fn new(frames: RecordWriter, ring_guest: GuestBell, shared: PumpShared) -> Self {
+impl<W: Wire> ToGuest<W> {
+    pub(super) fn new(frames: RecordWriter, ring_guest: GuestBell, shared: PumpShared<W>) -> Self {
         let stage = Impair::new(shared.policy.borrow().impair_to_guest.clone());
         let limit = Limiter::new(shared.policy.borrow().limits.to_guest);
         Self {
@@ -132,7 +132,7 @@ impl ToGuest {
             return Ok(Turn::RingFull);
         }
         while !budget.is_spent() {
-            if let Some(until) = paused(&self.limit) {
+            if let Some(until) = paused(&self.limit, &*self.shared.tap) {
                 return Ok(Turn::Paused(until));
             }
             let stopped = if impaired {
@@ -166,7 +166,7 @@ impl ToGuest {
         counters.frame_in(len);
         budget.spend(len);
         if !self.limit.is_off() {
-            self.limit.charge(Instant::now(), len);
+            self.limit.charge(self.shared.tap.now(), len);
         }
         let mut head = [0; HEAD_LEN];
         let head_len = len.min(HEAD_LEN);
@@ -206,13 +206,13 @@ impl ToGuest {
         counters.frame_in(len);
         budget.spend(len);
         if !self.limit.is_off() {
-            self.limit.charge(Instant::now(), len);
+            self.limit.charge(self.shared.tap.now(), len);
         }
         match policy.filter.check_to_guest(&bytes[..len.min(HEAD_LEN)]) {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
                 let frame = ImpairedFrame { offload, bytes };
-                impair(&mut self.stage, Instant::now(), frame, counters);
+                impair(&mut self.stage, self.shared.tap.now(), frame, counters);
             }
         }
         Ok((!self.release()?).then_some(Turn::RingFull))
@@ -220,7 +220,7 @@ impl ToGuest {
 
     /// Puts the frames that are due into the ring; `false` if it is full.
     fn release(&mut self) -> Result<bool, PumpEnd> {
-        let now = Instant::now();
+        let now = self.shared.tap.now();
         while let Some(frame) = self.waiting.take().or_else(|| self.stage.poll(now)) {
             let counters = &self.shared.counters.host_to_guest;
             if !self.frames.write(&frame.bytes, frame.offload)? {

@@ -11,7 +11,7 @@ use shm_link::record::{Record, RecordReader};
 use shm_link::ring::Arm;
 
 use super::kernel::{admit, write};
-use super::{Budget, PUBLISH_BYTES, PumpEnd, PumpShared, forget, impair, paused, ring};
+use super::{Budget, PUBLISH_BYTES, PumpEnd, PumpShared, Wire, forget, impair, paused, ring};
 use crate::bell::GuestBell;
 use crate::counters::DropReason;
 use crate::filter::HEAD_LEN;
@@ -21,16 +21,16 @@ use crate::policy::Policy;
 use crate::tap::RawSlice;
 
 /// The way from a guest's ring to its TAP.
-pub(super) struct ToHost {
+pub(super) struct ToHost<W> {
     frames: RecordReader,
     ring_guest: GuestBell,
-    shared: PumpShared,
+    shared: PumpShared<W>,
     stage: Impair,
     limit: Limiter,
 }
 
-impl ToHost {
-    pub(super) fn new(frames: RecordReader, ring_guest: GuestBell, shared: PumpShared) -> Self {
+impl<W: Wire> ToHost<W> {
+    pub(super) fn new(frames: RecordReader, ring_guest: GuestBell, shared: PumpShared<W>) -> Self {
         let stage = Impair::new(shared.policy.borrow().impair_to_host.clone());
         let limit = Limiter::new(shared.policy.borrow().limits.to_host);
         Self {
@@ -61,7 +61,7 @@ impl ToHost {
     /// Until when what the guest sends stays in its ring, because more may not
     /// pass before.
     pub(super) fn paused(&self) -> Option<Instant> {
-        paused(&self.limit)
+        paused(&self.limit, &*self.shared.tap)
     }
 
     /// When a held frame is due.
@@ -101,7 +101,7 @@ impl ToHost {
         let counters = &self.shared.counters.guest_to_host;
         let impaired = !self.stage.is_transparent();
         let (mut budget, mut held) = (Budget::FULL, 0);
-        let limited = (!self.limit.is_off()).then(Instant::now);
+        let limited = (!self.limit.is_off()).then(|| self.shared.tap.now());
         while !budget.is_spent() && limited.is_none_or(|now| self.limit.pause(now).is_none()) {
             let Some(record) = self.frames.peek()? else {
                 break;
@@ -122,7 +122,7 @@ impl ToHost {
                         offload: record.offload,
                         bytes: copy_frame(head, &record),
                     };
-                    impair(&mut self.stage, Instant::now(), frame, counters);
+                    impair(&mut self.stage, self.shared.tap.now(), frame, counters);
                 }
                 Ok(()) => {
                     let rest = rest_of(&record, head.len());
@@ -145,7 +145,7 @@ impl ToHost {
             }
         }
         if impaired {
-            let now = Instant::now();
+            let now = self.shared.tap.now();
             while let Some(frame) = self.stage.poll(now) {
                 counters.set_held(self.stage.held());
                 let part = RawSlice::new(frame.bytes.as_ptr(), frame.bytes.len());

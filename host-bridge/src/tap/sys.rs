@@ -30,6 +30,12 @@ impl RawSlice {
             iov_len: len,
         })
     }
+
+    /// Where it begins, and how long it is.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn parts(self) -> (*const u8, usize) {
+        (self.0.iov_base.cast_const().cast(), self.0.iov_len)
+    }
 }
 
 /// Reads `header` and then at most `len` bytes to `start`, as one frame.
