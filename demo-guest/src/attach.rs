@@ -37,6 +37,12 @@ pub(crate) trait Attached: Sized {
     /// Attaches anew.
     fn attach(place: &Self::Place) -> Result<(Self, Self::Link), Error>;
 
+    /// Attaches again, after the bridge was gone: as the same guest, where that can be
+    /// said.
+    fn attach_again(&self, place: &Self::Place) -> Result<(Self, Self::Link), Error> {
+        Self::attach(place)
+    }
+
     /// What wakes the guest, given its link.
     fn wakers(&self, link: &Self::Link) -> [PollFd<'_>; 2];
 
@@ -66,16 +72,26 @@ impl Doorbell for HostBell {
     }
 }
 
+impl Memory {
+    fn over(attachment: Attachment) -> Result<(Self, ShmLink<HostBell>), Error> {
+        let bell = HostBell(Arc::new(attachment.ring_host.try_clone()?));
+        // SAFETY: a guest trusts its host: the bridge keeps to the layout.
+        let link = unsafe { ShmLink::attach(attachment.memory.region(), bell) }?;
+        Ok((Self(attachment), link))
+    }
+}
+
 impl Attached for Memory {
     type Place = Address;
     type Link = ShmLink<HostBell>;
 
     fn attach(place: &Address) -> Result<(Self, Self::Link), Error> {
-        let attachment = Attachment::connect(place, ATTACH_TIMEOUT)?;
-        let bell = HostBell(Arc::new(attachment.ring_host.try_clone()?));
-        // SAFETY: a guest trusts its host: the bridge keeps to the layout.
-        let link = unsafe { ShmLink::attach(attachment.memory.region(), bell) }?;
-        Ok((Self(attachment), link))
+        Self::over(Attachment::connect(place, ATTACH_TIMEOUT)?)
+    }
+
+    fn attach_again(&self, place: &Address) -> Result<(Self, Self::Link), Error> {
+        let id = self.0.id;
+        Self::over(Attachment::connect_again(place, id, ATTACH_TIMEOUT)?)
     }
 
     fn wakers(&self, _: &Self::Link) -> [PollFd<'_>; 2] {

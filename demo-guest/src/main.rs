@@ -136,7 +136,7 @@ fn run<A: Attached>(options: &Options, place: &A::Place) -> Result<(), Error> {
         }
         log::warn!("the bridge went away; connections stay, waiting for it to come back");
         let link;
-        (attachment, link) = attach_again::<A>(place);
+        (attachment, link) = attach_again(&attachment, place);
         network.with(|stack, now| drop(stack.replace_link(link, now)));
         begun = network.platform().now();
         log::info!("attached again");
@@ -213,11 +213,11 @@ fn is_running<L: Link>(network: &Network<L, StdPlatform>) -> bool {
 }
 
 /// Tries for ever: the connections are worth waiting for.
-fn attach_again<A: Attached>(place: &A::Place) -> (A, A::Link) {
+fn attach_again<A: Attached>(before: &A, place: &A::Place) -> (A, A::Link) {
     loop {
         // First, because who is turned away comes here at once.
         std::thread::sleep(RETRY);
-        match A::attach(place) {
+        match before.attach_again(place) {
             Ok(attached) => return attached,
             Err(error) => log::debug!("not yet: {error}"),
         }

@@ -8,10 +8,12 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shm_link::control::{NetworkConfig, Prefixed};
 use thiserror::Error;
+use tokio::sync::Notify;
 
 /// How guests are connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -238,6 +240,7 @@ impl fmt::Display for Plan {
 #[derive(Debug, Clone)]
 pub struct Slots {
     taken: Arc<Mutex<BTreeSet<u16>>>,
+    freed: Arc<Notify>,
     count: u16,
 }
 
@@ -246,6 +249,7 @@ impl Slots {
     pub fn new(count: u16) -> Self {
         Self {
             taken: Arc::default(),
+            freed: Arc::default(),
             count,
         }
     }
@@ -257,6 +261,37 @@ impl Slots {
             number,
             slots: self.clone(),
         })
+    }
+
+    /// Takes this slot if it becomes free in time; else, or without a wish, the lowest
+    /// that is free.
+    ///
+    /// # Errors
+    /// [`PlanError::Full`].
+    pub(crate) async fn wait(
+        &self,
+        wish: Option<u16>,
+        patience: Duration,
+    ) -> Result<Slot, PlanError> {
+        let wish = wish.filter(|&number| number < self.count);
+        let patience = tokio::time::sleep(patience);
+        tokio::pin!(patience);
+        loop {
+            // Before the look, so that nothing is missed after it.
+            let mut freed = std::pin::pin!(self.freed.notified());
+            freed.as_mut().enable();
+            let found = match wish {
+                Some(number) => self.take_this(number),
+                None => self.take().ok(),
+            };
+            if let Some(slot) = found {
+                return Ok(slot);
+            }
+            tokio::select! {
+                () = freed => {}
+                () = &mut patience => return self.take(),
+            }
+        }
     }
 
     /// Takes the lowest free slot.
@@ -291,6 +326,7 @@ impl Drop for Slot {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&self.number);
+        self.slots.freed.notify_waiters();
     }
 }
 
@@ -394,5 +430,27 @@ mod tests {
         assert!(matches!(slots.take(), Err(PlanError::Full(2))));
         drop(first);
         assert_eq!(slots.take().unwrap().number, 0);
+    }
+
+    #[tokio::test]
+    async fn a_wish_is_waited_for_and_given_up_in_time() {
+        let (slots, patience) = (Slots::new(3), Duration::from_millis(100));
+        let zero = slots.wait(Some(0), patience).await.unwrap();
+        let two = slots.wait(Some(2), patience).await.unwrap();
+        assert_eq!((zero.number, two.number), (0, 2));
+        // One that is freed meanwhile.
+        let later = tokio::spawn(async move {
+            tokio::time::sleep(patience / 2).await;
+            drop(two);
+        });
+        let two = slots.wait(Some(2), patience).await.unwrap();
+        assert_eq!(two.number, 2);
+        later.await.unwrap();
+        // One that is not, and one that there is not.
+        let one = slots.wait(Some(2), patience).await.unwrap();
+        assert_eq!(one.number, 1);
+        assert!(slots.wait(Some(7), patience).await.is_err());
+        drop(zero);
+        assert_eq!(slots.wait(Some(7), patience).await.unwrap().number, 0);
     }
 }

@@ -47,6 +47,34 @@ fn a_connection_outlives_the_daemon() {
 }
 
 #[test]
+fn guests_of_one_socket_are_who_they_were_after_a_restart() {
+    in_private_network(|| {
+        let mut world = World::start("");
+        let guests: Vec<_> = ["one", "two", "three", "four"]
+            .map(|name| (name, world.guest(name)))
+            .into();
+        let mut streams: Vec<_> = guests.iter().map(|(_, guest)| open(guest.v4(7))).collect();
+        for round in 0..3 {
+            for stream in &mut streams {
+                echo(stream, &format!("before {round}"));
+            }
+            world.kill_daemon();
+            for (_, guest) in &guests {
+                until("the TAP's end", || interface(&guest.port).is_none());
+            }
+            world.start_daemon();
+            for (name, guest) in &guests {
+                until("the guest's return", || world.running(name).is_some());
+                assert_eq!(world.running(name).unwrap().name, guest.port);
+            }
+            for stream in &mut streams {
+                echo(stream, &format!("after {round}"));
+            }
+        }
+    });
+}
+
+#[test]
 fn a_tap_deleted_under_a_guest_is_made_anew_and_its_connections_go_on() {
     in_private_network(|| {
         let world = World::start("");

@@ -18,10 +18,11 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use shm_link::linux::address::Address;
+use shm_link::linux::attach::id_before;
 use shm_link::superblock::LayoutOptions;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
@@ -38,15 +39,19 @@ use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
 use crate::limit::Limits;
 use crate::log_limit::{Lines, LogLimit};
-use crate::plan::{Assignment, Plan, PlanError, Slot, Slots};
+use crate::plan::{Assignment, Plan, Slot, Slots};
 use crate::port::PortConfig;
 use crate::store::{Names, Store};
 use crate::tap::TapSource;
 
 /// Lines per second about those who are turned away.
 const LINES_PER_SECOND: u32 = 5;
-/// How long a guest that finds no free slot waits for one.
-const FULL_PATIENCE: Duration = Duration::from_millis(200);
+/// How long a guest waits for a slot, or for the one that it had before: who is gone
+/// leaves its place when its TAP is gone as well, which takes the kernel some
+/// milliseconds.
+const SLOT_PATIENCE: Duration = Duration::from_millis(200);
+/// How many may wait beside those who have a slot.
+const WAITING: usize = 64;
 
 /// What every guest of a socket gets besides its place in the plan.
 #[derive(Debug, Clone)]
@@ -168,7 +173,8 @@ struct Line {
 
 /// A client that connected, by what it is to speak.
 enum Client {
-    Memory(UnixStream),
+    /// Perhaps with the slot that it had before.
+    Memory(UnixStream, Option<u16>),
     Stream(UnixStream),
 }
 
@@ -309,11 +315,20 @@ impl Server {
             Some(streams) => Some((streams, streams.serve().await)),
             None => None,
         };
-        let mut refusals = LogLimit::new(LINES_PER_SECOND);
+        let reception = Arc::new(Reception {
+            bridge: self.bridge.clone(),
+            slots: self.slots.clone(),
+            desk: self.desk.clone(),
+            store: self.store.clone(),
+            refusals: Mutex::new(LogLimit::new(LINES_PER_SECOND)),
+        });
+        let most = usize::from(self.desk.places.count()) + WAITING;
         loop {
             let accepted = tokio::select! {
-                accepted = memory.accept() => accepted.map(|(socket, _)| {
-                    (self.socket.admit(&socket), Client::Memory(socket))
+                accepted = memory.accept() => accepted.map(|(socket, address)| {
+                    let before = address.as_abstract_name().and_then(id_before);
+                    let slot = before.and_then(|id| id.checked_sub(1));
+                    (self.socket.admit(&socket), Client::Memory(socket, slot))
                 }),
                 accepted = accept_stream(streams.as_ref()) => accepted,
                 Some(_) = guests.tasks.join_next() => continue,
@@ -327,76 +342,80 @@ impl Server {
                 }
             };
             // Whoever is turned away sees the end of the connection.
-            let found = match admitted {
-                Ok(()) => self
-                    .free_slot(guests)
-                    .await
-                    .map_err(|full| full.to_string()),
-                Err(why) => Err(why),
-            };
-            let slot = match found {
-                Ok(slot) => slot,
-                Err(why) => {
-                    match refusals.allows(Instant::now()) {
-                        Lines::Say => log::warn!("a guest was turned away: {why}"),
-                        Lines::Last => log::warn!(
-                            "a guest was turned away: {why}; more of these are not told of"
-                        ),
-                        Lines::Silent => {}
-                    }
-                    continue;
+            match admitted {
+                Err(why) => reception.refuse(&why),
+                Ok(()) if guests.tasks.len() >= most => {
+                    reception.refuse("too many wait for a place already");
                 }
-            };
-            let config = match self.desk.port_config(slot.number) {
-                Ok(config) => config,
-                Err(error) => {
-                    log::error!("a guest was turned away: copying its TAP's descriptor: {error}");
-                    continue;
-                }
-            };
-            let (bridge, desk, stop) = (self.bridge.clone(), self.desk.clone(), guests.stop());
-            match client {
-                Client::Memory(socket) => {
-                    let layout = self.desk.policy.layout;
-                    let store = self.store.clone();
-                    match MemoryGuest::new(socket, &config.name, layout, &store) {
-                        Ok(guest) => {
-                            // Made anew when it is needed.
-                            drop(config);
-                            let served = serve_memory(guest, slot, bridge, desk, store, stop);
-                            guests.tasks.spawn(served);
-                        }
-                        Err(error) => log::error!("port {}: {error}", config.name),
-                    }
-                }
-                Client::Stream(socket) => {
-                    guests.tasks.spawn(async move {
-                        let name = config.name.clone();
-                        if let Err(error) = serve_stream(socket, bridge, config, stop).await {
-                            log::error!("port {name}: {error}");
-                        }
-                        // Free for the next guest only now that the TAP is gone.
-                        drop(slot);
-                    });
+                Ok(()) => {
+                    let served = reception.clone().serve(client, guests.stop());
+                    guests.tasks.spawn(served);
                 }
             }
         }
     }
+}
 
-    /// The lowest free slot, or the first that is freed within a moment: a guest that is
-    /// gone leaves its place only when its TAP is gone as well, which takes the kernel
-    /// some milliseconds.
-    async fn free_slot(&self, guests: &mut Guests) -> Result<Slot, PlanError> {
-        let deadline = tokio::time::Instant::now() + FULL_PATIENCE;
-        loop {
-            let full = match self.slots.take() {
-                Ok(slot) => return Ok(slot),
-                Err(full) => full,
-            };
-            tokio::select! {
-                Some(_) = guests.tasks.join_next() => {}
-                () = tokio::time::sleep_until(deadline) => return Err(full),
+/// Receives those who come, each in a task of its own: who waits for a place holds up
+/// nobody.
+struct Reception {
+    bridge: Bridge,
+    slots: Slots,
+    desk: Arc<Desk>,
+    store: Store,
+    refusals: Mutex<LogLimit>,
+}
+
+impl Reception {
+    /// One guest, from its connection until its slot is free again.
+    async fn serve(self: Arc<Self>, client: Client, stop: impl Future<Output = ()>) {
+        let before = match client {
+            Client::Memory(_, before) => before,
+            Client::Stream(_) => None,
+        };
+        let slot = match self.slots.wait(before, SLOT_PATIENCE).await {
+            Ok(slot) => slot,
+            Err(full) => return self.refuse(&full.to_string()),
+        };
+        let config = match self.desk.port_config(slot.number) {
+            Ok(config) => config,
+            Err(error) => {
+                log::error!("a guest was turned away: copying its TAP's descriptor: {error}");
+                return;
             }
+        };
+        let name = config.name.clone();
+        let served = match client {
+            Client::Memory(socket, _) => {
+                // Made anew when it is needed.
+                drop(config);
+                let layout = self.desk.policy.layout;
+                match MemoryGuest::new(socket, &name, layout, &self.store) {
+                    Ok(guest) => {
+                        let (bridge, desk) = (self.bridge.clone(), self.desk.clone());
+                        let store = self.store.clone();
+                        return serve_memory(guest, slot, bridge, desk, store, stop).await;
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            Client::Stream(socket) => serve_stream(socket, self.bridge.clone(), config, stop).await,
+        };
+        if let Err(error) = served {
+            log::error!("port {name}: {error}");
+        }
+        // Free for the next guest only now that the TAP is gone.
+        drop(slot);
+    }
+
+    fn refuse(&self, why: &str) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        match refusals.allows(Instant::now()) {
+            Lines::Say => log::warn!("a guest was turned away: {why}"),
+            Lines::Last => {
+                log::warn!("a guest was turned away: {why}; more of these are not told of");
+            }
+            Lines::Silent => {}
         }
     }
 }

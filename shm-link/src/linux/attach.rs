@@ -7,14 +7,15 @@
 
 use core::fmt;
 use core::time::Duration;
+use std::format;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::sockopt::Timeout;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::address::Address;
 use super::event::EventFd;
@@ -124,7 +125,27 @@ impl Attachment {
     /// [`AttachError`]; nothing stays open then.
     pub fn connect(address: &Address, timeout: Duration) -> Result<Self, AttachError> {
         let start = Instant::now();
-        let socket = connect(address, timeout).map_err(|e| AttachError::Connect {
+        let socket = connect(address, None, timeout).map_err(|e| AttachError::Connect {
+            address: address.clone(),
+            source: e.into(),
+        })?;
+        Self::handshake(socket, start, timeout)
+    }
+
+    /// Attaches again, as the guest that had this id ([`Attachment::id`]) before the
+    /// daemon was restarted: it gets the same place again, and with it its addresses,
+    /// unless somebody else has it. The socket carries the wish as its own name, since
+    /// the protocol lets guests say nothing.
+    ///
+    /// # Errors
+    /// As for [`connect`](Self::connect).
+    pub fn connect_again(
+        address: &Address,
+        id: u16,
+        timeout: Duration,
+    ) -> Result<Self, AttachError> {
+        let start = Instant::now();
+        let socket = connect(address, Some(id), timeout).map_err(|e| AttachError::Connect {
             address: address.clone(),
             source: e.into(),
         })?;
@@ -185,16 +206,40 @@ impl Attachment {
     }
 }
 
-fn connect(address: &Address, timeout: Duration) -> rustix::io::Result<OwnedFd> {
+fn connect(address: &Address, id: Option<u16>, timeout: Duration) -> rustix::io::Result<OwnedFd> {
     let family = AddressFamily::UNIX;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // While the daemon's backlog is full, connect waits as long as a send may.
     // No time at all would mean "for ever" to the kernel.
     let patience = timeout.max(Duration::from_millis(1));
     rustix::net::sockopt::set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+    if let Some(id) = id {
+        // A wish; without a name it attaches as anybody.
+        let _ = rustix::net::bind(&socket, &name_again(id)?);
+    }
     let address = address.to_rustix()?;
     rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address))?;
     Ok(socket)
+}
+
+/// What the name of a socket that attaches again begins with.
+const AGAIN: &str = "shm-link-again/";
+
+/// An abstract name for a socket that attaches as `id` again, like no other's.
+fn name_again(id: u16) -> rustix::io::Result<SocketAddrUnix> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_nanos();
+    let name = format!("{AGAIN}{id}/{}/{now}", std::process::id());
+    SocketAddrUnix::new_abstract_name(name.as_bytes())
+}
+
+/// The id that a client had before, if the abstract name of its socket says so
+/// ([`Attachment::connect_again`]). Who may attach may say anything: a place that is
+/// free is anybody's.
+pub fn id_before(name: &[u8]) -> Option<u16> {
+    let rest = name.strip_prefix(AGAIN.as_bytes())?;
+    let id = rest.split(|&byte| byte == b'/').next()?;
+    core::str::from_utf8(id).ok()?.parse().ok()
 }
 
 fn wait_readable(socket: &OwnedFd, timeout: Duration) -> Result<(), WireError> {
@@ -224,6 +269,7 @@ mod tests {
     use crate::linux::wire::send_message;
     use std::format;
     use std::os::fd::AsFd;
+    use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::string::ToString;
     use std::sync::mpsc;
@@ -372,7 +418,7 @@ mod tests {
                 .unwrap();
         rustix::net::bind(&listener, &address.to_rustix().unwrap()).unwrap();
         rustix::net::listen(&listener, 0).unwrap();
-        let _queued = connect(&address, LONG).unwrap();
+        let _queued = connect(&address, None, LONG).unwrap();
         let error = Attachment::connect(&address, Duration::from_millis(50)).unwrap_err();
         assert!(error.to_string().contains("in time"), "{error}");
     }
@@ -415,5 +461,27 @@ mod tests {
             "{error}"
         );
         server.join().unwrap();
+    }
+
+    #[test]
+    fn a_guest_that_attaches_again_says_who_it_was() {
+        let (address, server) = serve("again", |socket| {
+            let name = socket.peer_addr().unwrap();
+            let name = name.as_abstract_name().unwrap();
+            assert_eq!(id_before(name), Some(7));
+        });
+        // The server closes without a word.
+        let refused = Attachment::connect_again(&address, 7, LONG).unwrap_err();
+        assert!(matches!(refused, AttachError::Refused { .. }), "{refused}");
+        server.join().unwrap();
+        for nonsense in [
+            "",
+            "7",
+            "shm-link-again/",
+            "shm-link-again/x/1",
+            "shm-link-again/65536/",
+        ] {
+            assert_eq!(id_before(nonsense.as_bytes()), None, "{nonsense}");
+        }
     }
 }
