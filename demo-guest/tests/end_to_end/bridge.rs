@@ -8,20 +8,13 @@ use host_bridge::probe::bulk::{SINK_PORT, SOURCE_PORT, bulk_receive, bulk_send};
 use host_bridge::probe::http::http_get;
 
 use crate::common::{
-    BULK, BULK_PATIENCE, PATIENCE, World, guest_command, in_private_network, netlink,
+    BULK, BULK_PATIENCE, PATIENCE, World, guest_command, in_private_network, make_bridge,
 };
 
 #[test]
 fn two_guests_on_a_linux_bridge_are_reached_and_reach_each_other() {
     in_private_network(|| {
-        netlink(async |netlink| {
-            let index = netlink.create_bridge("br0").await.unwrap();
-            for address in ["10.88.0.1/24", "fd88::1/64"] {
-                let added = netlink.add_address(index, address.parse().unwrap()).await;
-                added.unwrap();
-            }
-            netlink.set_up(index).await.unwrap();
-        });
+        make_bridge("br0", &["10.88.0.1/24", "fd88::1/64"]);
         let world = World::start("bridge = \"br0\"\nnet4 = \"10.88.0.0/24\"\nnet6 = \"fd88::/64\"");
         let (first, second) = (world.guest("first"), world.guest("second"));
         for (guest, name) in [(&first, "first"), (&second, "second")] {

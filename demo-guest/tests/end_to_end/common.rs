@@ -4,9 +4,11 @@
 //! or is killed. The daemon's process is this very program, told to run nothing
 //! but [`daemon_process`].
 
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use host_bridge::admin::AdminClient;
@@ -91,6 +93,18 @@ pub(crate) fn interface(name: &str) -> Option<u32> {
     netlink(async |netlink| Some(netlink.link_by_name(name).await.ok()?.index))
 }
 
+/// Makes a Linux bridge with these addresses.
+pub(crate) fn make_bridge(name: &str, addresses: &[&str]) {
+    netlink(async |netlink| {
+        let index = netlink.create_bridge(name).await.unwrap();
+        for address in addresses {
+            let added = netlink.add_address(index, address.parse().unwrap()).await;
+            added.unwrap();
+        }
+        netlink.set_up(index).await.unwrap();
+    });
+}
+
 /// Waits until `done`, looking again every few milliseconds.
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -105,6 +119,7 @@ pub(crate) struct World {
     settings: String,
     process: &'static str,
     daemon: Option<Helper>,
+    log: Arc<Mutex<String>>,
 }
 
 impl World {
@@ -125,6 +140,7 @@ impl World {
             settings,
             process,
             daemon: None,
+            log: Arc::default(),
         };
         world.start_daemon();
         world
@@ -133,14 +149,29 @@ impl World {
     /// Starts the daemon, after it was killed.
     pub(crate) fn start_daemon(&mut self) {
         let mut command = itself(self.process);
-        command.env(SETTINGS, &self.settings);
-        self.daemon = Some(Helper::spawn(command).unwrap());
+        command.env(SETTINGS, &self.settings).stderr(Stdio::piped());
+        let mut daemon = Helper::spawn(command).unwrap();
+        let lines = BufReader::new(daemon.child_mut().stderr.take().unwrap()).lines();
+        let log = self.log.clone();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let mut log = log.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        self.daemon = Some(daemon);
         until("the daemon", || self.admin().status(None).is_ok());
     }
 
     /// Kills the daemon, without giving it time to say a word.
     pub(crate) fn kill_daemon(&mut self) {
         self.daemon = None;
+    }
+
+    /// What the daemons logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
     }
 
     /// The process of the daemon that a keeper runs now, unless there is none.
@@ -220,6 +251,14 @@ impl World {
     }
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
+    }
+}
+
 /// The process guest, told where this world's daemon is.
 pub(crate) fn guest_command(name: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_demo-guest"));
@@ -265,10 +304,9 @@ impl Guest {
 /// This very program, told to run nothing but `process`.
 fn itself(process: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    let log = std::env::var("DAEMON_LOG").unwrap_or_else(|_| "error".to_owned());
     command
         .args(["--exact", process, "--ignored", "--nocapture"])
-        .env("RUST_LOG", log)
+        .env("RUST_LOG", "info")
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     command
