@@ -8,7 +8,8 @@
 #          10.77.0.1, fd77::1                            10.77.0.2, fd77::2
 #
 # `up` leaves it standing and says how to reach it. VM_ACCEL=tcg or kvm chooses
-# how QEMU executes the machine; without it KVM is tried and measured first.
+# how QEMU executes the machine; without it KVM is tried and measured first. VM_CPU
+# is QEMU's -cpu (host under KVM, max under TCG).
 # VM_APPEND is added to the kernel command line (such as connect=10.77.0.1:8080);
 # VM_GUEST_IMAGE names an image that was built before.
 
@@ -39,13 +40,19 @@ start_vm() {
         -monitor "unix:$STATE/$1.monitor,server=on,wait=off"
 }
 
-# Whether the machine is there, and quick: a KVM that emulates every instruction
-# is neither.
+# Boots it under KVM; fails, with the reason in WHY, unless the machine is there,
+# and quick: a KVM that emulates every instruction is neither.
 kvm_works() {
+    WHY="/dev/kvm cannot be opened"
     { : <>/dev/kvm; } 2>/dev/null || return 1
-    start_vm alpha kvm host
-    until_true 3 guest_is_configured alpha &&
+    start_vm alpha kvm "${VM_CPU:-host}"
+    if until_true 3 guest_is_configured alpha; then
         at host 3 curl -gsS -m 2 -o /dev/null "http://10.77.0.2/bytes/10000000" && return 0
+        WHY="10 MB took longer than 2 s"
+    else
+        WHY="not configured after 3 s"
+    fi
+    [ ! -s "$STATE/alpha.log" ] || WHY="$WHY; QEMU: $(head -n 1 "$STATE/alpha.log")"
     end_processes "$STATE" alpha
     until_true 5 no_guest
     return 1
@@ -66,12 +73,12 @@ bring_up() {
         if kvm_works; then
             note "KVM works here: the machine runs at full speed"
         else
-            note "KVM does not work here, or too slowly: falling back to TCG"
-            start_vm alpha tcg max
+            note "falling back to TCG, because under KVM: $WHY"
+            start_vm alpha tcg "${VM_CPU:-max}"
         fi
         ;;
-    kvm) start_vm alpha kvm host ;;
-    tcg) start_vm alpha tcg max ;;
+    kvm) start_vm alpha kvm "${VM_CPU:-host}" ;;
+    tcg) start_vm alpha tcg "${VM_CPU:-max}" ;;
     *) die "VM_ACCEL is kvm or tcg" ;;
     esac
     setup until_true 20 guest_is_configured alpha

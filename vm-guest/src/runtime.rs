@@ -3,21 +3,14 @@
 //! `alloc` would unwind (it never does: a panic ends the kernel).
 //!
 //! Sixteen bytes a turn, because `rep movsb` is slow where an emulator, and not a
-//! processor, executes it. All are assembly: a loop in Rust could be compiled
-//! into a call of itself.
+//! processor, executes it; without SSE there is nothing else. All are assembly: a
+//! loop in Rust could be compiled into a call of itself.
 
+#[cfg(target_feature = "sse2")]
 core::arch::global_asm!(
-    ".global memcpy, memmove, memset, memcmp, bcmp, strlen",
-    "memmove:",
-    "  mov rax, rdi",
-    "  mov rcx, rdi",
-    "  sub rcx, rsi",
-    "  cmp rcx, rdx", // unsigned: the target begins inside the source
-    "  jb 5f",
-    "  jmp 6f",
+    ".global memcpy, memset",
     "memcpy:",
     "  mov rax, rdi",
-    "6:",
     "  mov rcx, rdx",
     "  shr rcx, 6",
     "  jz 2f",
@@ -58,23 +51,6 @@ core::arch::global_asm!(
     "  jnz 8b",
     "9:",
     "  ret",
-    "5:", // backwards, from the end
-    "  test rdx, rdx",
-    "  jz 9b",
-    "2:",
-    "  cmp rdx, 8",
-    "  jb 3f",
-    "  mov r8, [rsi + rdx - 8]",
-    "  mov [rdi + rdx - 8], r8",
-    "  sub rdx, 8",
-    "  jnz 2b",
-    "  ret",
-    "3:",
-    "  mov r8b, [rsi + rdx - 1]",
-    "  mov [rdi + rdx - 1], r8b",
-    "  dec rdx",
-    "  jnz 3b",
-    "  ret",
     "memset:",
     "  mov rax, rdi",
     "  movzx r8d, sil",
@@ -91,12 +67,68 @@ core::arch::global_asm!(
     "  jmp 2b",
     "3:",
     "  test rdx, rdx",
-    "  jz 9b",
+    "  jz 9f",
     "4:",
     "  mov [rdi], r8b",
     "  inc rdi",
     "  dec rdx",
     "  jnz 4b",
+    "9:",
+    "  ret",
+);
+
+#[cfg(not(target_feature = "sse2"))]
+core::arch::global_asm!(
+    ".global memcpy, memset",
+    "memcpy:",
+    "  mov rax, rdi",
+    "  mov rcx, rdx",
+    "  shr rcx, 3",
+    "  rep movsq",
+    "  mov ecx, edx",
+    "  and ecx, 7",
+    "  rep movsb",
+    "  ret",
+    "memset:",
+    "  mov r8, rdi",
+    "  movzx eax, sil",
+    "  mov r9, 0x0101010101010101",
+    "  imul rax, r9",
+    "  mov rcx, rdx",
+    "  shr rcx, 3",
+    "  rep stosq",
+    "  mov ecx, edx",
+    "  and ecx, 7",
+    "  rep stosb",
+    "  mov rax, r8",
+    "  ret",
+);
+
+core::arch::global_asm!(
+    ".global memmove, memcmp, bcmp, strlen",
+    "memmove:",
+    "  mov rax, rdi",
+    "  mov rcx, rdi",
+    "  sub rcx, rsi",
+    "  cmp rcx, rdx", // unsigned: the target begins inside the source
+    "  jae memcpy",
+    // Backwards, from the end.
+    "  test rdx, rdx",
+    "  jz 9f",
+    "2:",
+    "  cmp rdx, 8",
+    "  jb 3f",
+    "  mov r8, [rsi + rdx - 8]",
+    "  mov [rdi + rdx - 8], r8",
+    "  sub rdx, 8",
+    "  jnz 2b",
+    "9:",
+    "  ret",
+    "3:",
+    "  mov r8b, [rsi + rdx - 1]",
+    "  mov [rdi + rdx - 1], r8b",
+    "  dec rdx",
+    "  jnz 3b",
     "  ret",
     "bcmp:",
     "memcmp:",

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use host_bridge::child::Helper;
 
-use crate::common::{Guest, SOCKET, World, skip, until};
+use crate::common::{Guest, PATIENCE, SOCKET, World, skip, until};
 
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -45,6 +46,90 @@ fn image() -> &'static Path {
     })
 }
 
+/// What executes the image, and which image.
+#[derive(Debug)]
+pub(super) struct Processor {
+    accelerator: &'static str,
+    cpu: &'static str,
+    image: PathBuf,
+}
+
+impl Processor {
+    /// Works everywhere.
+    pub(super) fn tcg() -> Self {
+        Self {
+            accelerator: "tcg",
+            cpu: "max",
+            image: image().into(),
+        }
+    }
+
+    /// KVM, if it really executes the image: it must come to the point where it
+    /// misses its network device. Where the plain image does not get there, the
+    /// one without SSE that VM_GUEST_NO_SSE_IMAGE names is tried: a KVM that
+    /// emulates every instruction knows no SSE. Says what it finds.
+    pub(super) fn kvm() -> Option<Self> {
+        let no_sse = std::env::var_os("VM_GUEST_NO_SSE_IMAGE").map(PathBuf::from);
+        for image in [Some(image().into()), no_sse].into_iter().flatten() {
+            // The second for hosts that offer a register that cannot be set.
+            for cpu in ["host", "host,-arch-capabilities"] {
+                let accelerator = "kvm";
+                let image = PathBuf::clone(&image);
+                let kvm = Self {
+                    accelerator,
+                    cpu,
+                    image,
+                };
+                match kvm.try_out() {
+                    Ok(()) => {
+                        eprintln!("under KVM: {kvm:?}");
+                        return Some(kvm);
+                    }
+                    Err(words) => eprintln!("not under KVM: {kvm:?}: {words}"),
+                }
+            }
+        }
+        None
+    }
+
+    /// Boots the image without its device; the error is what was said instead
+    /// of what it should say.
+    fn try_out(&self) -> Result<(), String> {
+        let serial = Serial::new();
+        let mut command = self.qemu();
+        command
+            .arg("-serial")
+            .arg(format!("file:{}", serial.0.display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&serial.1).unwrap());
+        let mut helper = Helper::spawn(command).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if serial.text().contains("there is no ivshmem device") {
+                return Ok(());
+            }
+            let ended = helper.wait_timeout(Duration::from_millis(20)).unwrap();
+            let errors = fs::read_to_string(&serial.1).unwrap_or_default();
+            // QEMU stays after an error of KVM, with the machine stopped.
+            let failed = errors.contains("KVM internal error");
+            if failed || ended.is_some() || Instant::now() > deadline {
+                let words = errors.lines().next().unwrap_or("no word").to_owned();
+                return Err(words);
+            }
+        }
+    }
+
+    fn qemu(&self) -> Command {
+        let mut command = Command::new(QEMU);
+        command
+            .args(["-accel", self.accelerator, "-cpu", self.cpu])
+            .args(["-nodefaults", "-display", "none", "-m", "128", "-kernel"])
+            .arg(&self.image);
+        command
+    }
+}
+
 /// A virtual machine. It dies with the test.
 pub(super) struct Vm {
     pub(super) guest: Guest,
@@ -52,28 +137,50 @@ pub(super) struct Vm {
     serial: Serial,
 }
 
-/// The file that the serial port is written to.
-struct Serial(PathBuf);
+/// The files that the serial port, and QEMU itself, are written to.
+struct Serial(PathBuf, PathBuf);
+
+impl Serial {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let file = |ending| {
+            let name = format!("{}-{count}.{ending}", std::process::id());
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+        };
+        Self(file("serial"), file("errors"))
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(&self.0).unwrap_or_default()
+    }
+}
 
 impl Drop for Serial {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_file(&self.1);
     }
 }
 
 impl Vm {
-    /// Boots one that calls itself `name`, and waits until it answers.
+    /// Boots one that calls itself `name` under TCG, and waits until it answers.
     pub(super) fn boot(world: &World, name: &str, command_line: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let file = format!("{}-{count}.serial", std::process::id());
-        let serial = Serial(Path::new(env!("CARGO_TARGET_TMPDIR")).join(file));
+        Self::boot_on(&Processor::tcg(), world, name, command_line)
+    }
+
+    /// The same on that processor.
+    pub(super) fn boot_on(
+        processor: &Processor,
+        world: &World,
+        name: &str,
+        command_line: &str,
+    ) -> Self {
+        let serial = Serial::new();
         let socket = SOCKET.trim_start_matches('@');
-        let mut command = Command::new(QEMU);
+        let mut command = processor.qemu();
         command
-            .args(["-accel", "tcg", "-cpu", "max", "-nodefaults", "-m", "128"])
-            .args(["-display", "none", "-monitor", "stdio", "-kernel"])
-            .arg(image())
+            .args(["-monitor", "stdio"])
             .args(["-append", &format!("name={name} {command_line}")])
             .arg("-chardev")
             .arg(format!("socket,path={socket},abstract=on,id=net"))
@@ -93,7 +200,7 @@ impl Vm {
 
     /// What the machine has said on its serial port.
     pub(super) fn said(&self) -> String {
-        fs::read_to_string(&self.serial.0).unwrap_or_default()
+        self.serial.text()
     }
 
     /// Waits until it has said `words` that often.
