@@ -68,6 +68,7 @@ type GuestCommands<A> = Commands<<A as Attached>::Link, StdPlatform>;
 type Error = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
+    keep_idle_memory_untouched();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let options = Options::parse();
     let ended = match (&options.stream, &options.serial) {
@@ -81,6 +82,18 @@ fn main() -> ExitCode {
             log::error!("{error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Has the C library map what is large and touch nothing beforehand. By itself it
+/// raises its bound for mapping each time something large is freed, and takes buffers
+/// from the heap then, zeroed by writing to them: ten thousand idle connections of 128 KB
+/// held 97 KB each, and hold 9 KB so.
+fn keep_idle_memory_untouched() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, bytes) in [(libc::M_MMAP_THRESHOLD, 128 << 10), (libc::M_TOP_PAD, 0)] {
+        // SAFETY: it sets a number, before there are other threads.
+        unsafe { libc::mallopt(parameter, bytes) };
     }
 }
 

@@ -274,7 +274,17 @@ fn resident_kib() -> usize {
     number.parse().unwrap()
 }
 
+/// As `demo-guest` does: the C library is to map large buffers, and touch none of them.
+fn keep_idle_memory_untouched() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, bytes) in [(libc::M_MMAP_THRESHOLD, 128 << 10), (libc::M_TOP_PAD, 0)] {
+        // SAFETY: it sets a number, before there are other threads.
+        unsafe { libc::mallopt(parameter, bytes) };
+    }
+}
+
 fn main() {
+    keep_idle_memory_untouched();
     let mut args = std::env::args().skip(1);
     let what = args.next().unwrap_or_else(|| "all".into());
     let number = |arg: Option<String>, default| arg.map_or(default, |text| text.parse().unwrap());
