@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::num::NonZeroUsize;
 
 use shm_link::fault::LinkError;
-use shm_link::link::FrameTx;
+use shm_link::link::{FrameTx, MAX_FRAME_LEN};
 use shm_link::offload::{FLAG_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, OffloadHeader, Offloads};
 use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
@@ -30,6 +30,8 @@ const CLEARED: usize = 128;
 pub(crate) struct TxState {
     /// Longest IP packet.
     pub(crate) mtu: usize,
+    /// Longest frame that the link carries.
+    pub(crate) link_frame_len: usize,
     /// Offloads that frames may ask of the other side.
     pub(crate) offloads: Offloads,
     /// Whether received TCP and UDP checksums are not smoltcp's to verify.
@@ -72,6 +74,7 @@ impl TxState {
     pub(crate) fn new() -> Self {
         Self {
             mtu: 1500,
+            link_frame_len: MAX_FRAME_LEN,
             offloads: Offloads::NONE,
             rx_checksum: false,
             carrier: true,
@@ -110,7 +113,7 @@ impl TxState {
             Checksum::Both
         };
         if self.segments() {
-            caps.segmentation.tcpv4 = NonZeroUsize::new(ETHERNET_LEN + 65_535);
+            caps.segmentation.tcpv4 = NonZeroUsize::new(self.max_frame_len());
         }
         caps
     }
@@ -128,7 +131,11 @@ impl TxState {
 
     /// Longest frame that smoltcp may build.
     pub(crate) fn max_frame_len(&self) -> usize {
-        ETHERNET_LEN + if self.segments() { 65_535 } else { self.mtu }
+        match self.segments() {
+            // A super-frame may be longer than a packet, not than the link carries.
+            true => (ETHERNET_LEN + 65_535).min(self.link_frame_len.max(ETHERNET_LEN + self.mtu)),
+            false => ETHERNET_LEN + self.mtu,
+        }
     }
 
     fn unplugged(&self) -> bool {

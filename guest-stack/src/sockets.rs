@@ -188,6 +188,7 @@ impl Sockets {
         // A link that carries less than the configuration says sets the limit.
         let carried = self.link_frame_len.saturating_sub(ETHERNET_LEN);
         self.io.mtu = usize::from(self.net.mtu).min(carried).max(MIN_MTU.into());
+        self.io.link_frame_len = self.link_frame_len;
         self.io.carrier = self.net.carrier;
         self.io.offloads = self.net.tx_offloads;
         self.io.rx_checksum = self.net.rx_offloads.contains(Offloads::CHECKSUM);
@@ -367,6 +368,12 @@ impl Sockets {
             0
         });
         self.net.dns.iter().copied().chain(leased.copied())
+    }
+
+    /// Listeners, streams, handshakes under way and UDP sockets that take memory
+    /// now, also those that nobody has a handle of any more; TIME-WAIT aside.
+    pub fn live(&self) -> usize {
+        self.table.live()
     }
 
     /// What happened to every frame.
