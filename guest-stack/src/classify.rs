@@ -6,7 +6,7 @@
 
 use core::ops::Range;
 
-use smoltcp::wire::{IpAddress, Ipv4Address, Ipv6Address};
+use smoltcp::wire::{IpAddress, Ipv4Address, Ipv6Address, TcpPacket, UdpPacket};
 
 /// Length of an Ethernet header, in bytes.
 pub const ETHERNET_LEN: usize = 14;
@@ -108,6 +108,8 @@ pub struct TcpHeader {
     pub ack: u32,
     /// The flags' low byte, `TCP_*`.
     pub flags: u8,
+    /// The window as it stands in the header, not scaled.
+    pub window: u16,
     /// Bytes of data.
     pub data_len: usize,
 }
@@ -234,6 +236,7 @@ fn transport(payload: &[u8], protocol: u8, icmp: u8) -> Option<Kind> {
                 seq: u32_at(payload, 4)?,
                 ack: u32_at(payload, 8)?,
                 flags: *payload.get(13)?,
+                window: u16_at(payload, 14)?,
                 data_len: payload.len() - header_len,
             })
         }
@@ -252,6 +255,18 @@ fn transport(payload: &[u8], protocol: u8, icmp: u8) -> Option<Kind> {
         },
         _ => Kind::Opaque,
     })
+}
+
+/// Whether the checksum of a TCP or UDP packet holds.
+pub(crate) fn checksum_holds(packet: &Packet, frame: &[u8]) -> bool {
+    let bytes = frame.get(packet.payload.clone()).unwrap_or_default();
+    let (src, dst): (&IpAddress, &IpAddress) = (&packet.src, &packet.dst);
+    match packet.kind {
+        Kind::Tcp(_) => {
+            TcpPacket::new_checked(bytes).is_ok_and(|tcp| tcp.verify_checksum(src, dst))
+        }
+        _ => UdpPacket::new_checked(bytes).is_ok_and(|udp| udp.verify_checksum(src, dst)),
+    }
 }
 
 #[cfg(test)]

@@ -68,6 +68,9 @@ impl Sockets {
             self.io.watched = watch.then_some(None);
             self.io.tally = Some(flow.recovery.tally());
         }
+        if let Entry::Flow(flow) = self.table.entry(index) {
+            flow.close_when_acknowledged();
+        }
         self.recover(index, now, tx);
         let turn = self.send_from(index, now, tx);
         let sent = self.io.watched.take().flatten();
@@ -154,7 +157,7 @@ impl Sockets {
         }
         let mtu = self.io.mtu;
         if let Entry::Flow(flow) = self.table.entry(index) {
-            deadline = earlier(deadline, flow.recovery_deadline(mtu));
+            deadline = earlier(deadline, flow.recovery_deadline(mtu, smoltcp.is_some()));
             // TIME-WAIT ends the socket, but not before its ACK was sent.
             match self.settle(index, now) {
                 None => return,

@@ -10,10 +10,10 @@ use smoltcp::iface::SocketSet;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{Socket, tcp};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{IpAddress, IpEndpoint, IpProtocol, IpVersion, TcpPacket, UdpPacket, UdpRepr};
+use smoltcp::wire::{IpAddress, IpEndpoint, IpProtocol, IpVersion, UdpPacket, UdpRepr};
 
 use crate::classify::{
-    self, Class, ETHERNET_LEN, Kind, Packet, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader,
+    self, Class, ETHERNET_LEN, Kind, Packet, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader, checksum_holds,
 };
 use crate::context::Context;
 use crate::counters::Counters;
@@ -283,7 +283,7 @@ impl Sockets {
                 Entry::TimeWait(_) => self.receive_time_wait(now, index, packet, tcp, frame, tx),
                 Entry::Flow(flow) => {
                     match flow.believes(tcp) {
-                        Belief::Feed => self.feed_flow(now, index, frame, tx),
+                        Belief::Feed => self.feed_segment(now, index, packet, tcp, frame, tx),
                         Belief::Challenge => self.challenge(index, now, tx),
                         Belief::Drop => {}
                     }
@@ -338,12 +338,12 @@ impl Sockets {
         let before = flow.view();
         self.feed(index, now, frame, tx);
         let sent = self.io.watched.take().flatten();
-        let mtu = self.io.mtu;
+        let (mtu, vouches) = (self.io.mtu, self.io.rx_checksum);
         let Entry::Flow(flow) = self.table.entry(index) else {
             return;
         };
         flow.sent = sent.or(flow.sent);
-        flow.recovery_heard(now, frame, before, mtu);
+        flow.recovery_heard(now, frame, before, mtu, vouches);
         flow.heard();
         if flow.ended() {
             self.settle(index, now);
@@ -584,17 +584,5 @@ impl Sockets {
             Socket::Dhcpv4(_) => dst_port == 68,
             Socket::Raw(_) | Socket::Icmp(_) | Socket::Tcp(_) => false,
         })
-    }
-}
-
-/// Whether the checksum of a TCP or UDP packet holds.
-fn checksum_holds(packet: &Packet, frame: &[u8]) -> bool {
-    let bytes = frame.get(packet.payload.clone()).unwrap_or_default();
-    let (src, dst): (&IpAddress, &IpAddress) = (&packet.src, &packet.dst);
-    match packet.kind {
-        Kind::Tcp(_) => {
-            TcpPacket::new_checked(bytes).is_ok_and(|tcp| tcp.verify_checksum(src, dst))
-        }
-        _ => UdpPacket::new_checked(bytes).is_ok_and(|udp| udp.verify_checksum(src, dst)),
     }
 }

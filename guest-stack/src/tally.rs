@@ -18,6 +18,8 @@ pub(crate) struct Tally {
     pub(crate) highest: Option<u32>,
     /// What the last segment acknowledged.
     pub(crate) rcv_nxt: Option<u32>,
+    /// The end of the window that it announced, or less: scales do not count here.
+    pub(crate) window_end: Option<u32>,
     /// Something was sent for the first time.
     pub(crate) fresh: bool,
     /// Segments that were sent before.
@@ -31,6 +33,7 @@ impl Tally {
     pub(crate) fn segment(&mut self, tcp: &TcpHeader) {
         if tcp.flags & TCP_ACK != 0 {
             self.rcv_nxt = Some(tcp.ack);
+            self.window_end = Some(tcp.ack.wrapping_add(tcp.window.into()));
         }
         let end = tcp.seq_end();
         if end == tcp.seq {

@@ -62,6 +62,8 @@ pub(crate) struct Flow {
     pub(crate) owner: Owner,
     pub(super) error: Option<StreamError>,
     pub(super) read_shut: bool,
+    /// Our FIN waits until all data are acknowledged.
+    pub(super) closing: bool,
     pub(super) reader: Option<Waker>,
     pub(super) last_state: State,
     /// Since when the peer owes an answer, and what was unacknowledged then.
@@ -88,6 +90,7 @@ impl Flow {
             owner: Owner::Application,
             error: None,
             read_shut: false,
+            closing: false,
             reader: None,
             last_state,
             waiting: None,
@@ -219,11 +222,11 @@ impl Flow {
     pub(super) fn readiness(&mut self) -> Readiness {
         let error = self.error;
         let read_shut = self.read_shut;
-        let connecting = self.connecting();
+        let (connecting, closing) = (self.connecting(), self.closing);
         self.cell.with(|socket| {
             let readable = socket.can_recv();
             let ended = error.is_some() || read_shut || (!connecting && !socket.may_recv());
-            let writable = !connecting && (socket.can_send() || !socket.may_send());
+            let writable = !connecting && (socket.can_send() || !socket.may_send() || closing);
             Readiness {
                 readable: readable || ended,
                 writable: writable || error.is_some(),

@@ -242,6 +242,7 @@ mod tests {
             seq,
             ack,
             flags,
+            window: 1000,
             data_len: 0,
         }
     }

@@ -8,13 +8,13 @@ use shm_link::link::FrameTx;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp::State;
 use smoltcp::time::Instant;
-use smoltcp::wire::{TcpControl, TcpPacket, TcpRepr};
+use smoltcp::wire::{Ipv4Packet, TcpControl, TcpPacket, TcpRepr};
 
 use super::connection::Flow;
 use super::half_open::{HalfOpen, Target, Verdict};
 use super::segment::Segment;
 use super::{TcpStreamId, birth};
-use crate::classify::{self, Packet, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
+use crate::classify::{self, ETHERNET_LEN, Packet, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
 use crate::context::Context;
 use crate::device::Wire;
 use crate::flow::{Entry, FlowKey, Handle};
@@ -102,9 +102,16 @@ impl Sockets {
         Some(Ending::Tcp)
     }
 
-    /// Parses a TCP segment, its checksum too unless the link vouched for it.
+    /// Parses a TCP segment, its checksum too unless the link vouched for it, and
+    /// that of its IPv4 header, for which no link vouches.
     pub(super) fn parse<'f>(&self, packet: &Packet, frame: &'f [u8]) -> Option<TcpRepr<'f>> {
         let bytes = frame.get(packet.payload.clone())?;
+        if packet.is_ipv4() {
+            let header = Ipv4Packet::new_checked(frame.get(ETHERNET_LEN..)?).ok()?;
+            if !header.verify_checksum() {
+                return None;
+            }
+        }
         let segment = TcpPacket::new_checked(bytes).ok()?;
         let checksums = if self.io.rx_checksum {
             ChecksumCapabilities::ignored()
@@ -167,7 +174,7 @@ impl Sockets {
                 self.feed_nobody(now, frame, tx);
                 Ending::Tcp
             }
-            Verdict::Complete => self.establish(now, index, frame, tx),
+            Verdict::Complete => self.establish(now, index, packet, tcp, frame, tx),
         }
     }
 
@@ -176,6 +183,8 @@ impl Sockets {
         &mut self,
         now: Instant,
         index: u32,
+        packet: &Packet,
+        tcp: &TcpHeader,
         frame: &[u8],
         tx: &mut dyn FrameTx,
     ) -> Ending {
@@ -207,7 +216,7 @@ impl Sockets {
             .synchronized(isn.wrapping_add(1), irs.wrapping_add(1));
         self.table.replace(index, Entry::Flow(flow.into()));
         self.table.set_deadline(index, None);
-        self.feed_flow(now, index, frame, tx);
+        self.feed_segment(now, index, packet, tcp, frame, tx);
         let id = TcpStreamId(self.table.handle(index));
         let established = matches!(
             self.tcp_state(id),

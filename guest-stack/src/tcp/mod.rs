@@ -10,6 +10,7 @@
 //! | `half_open` | a handshake before it has a socket |
 //! | `recovery` | resending what was lost before a timeout |
 //! | `connection` | a connection while it has one |
+//! | `fin` | the end behind data that do not fit, and behind data that are not acknowledged |
 //! | `time_wait` | a connection after it had one |
 //! | [`listener`] | ports, backlogs, accepting |
 //! | [`stream`] | connecting, reading, writing, closing |
@@ -24,6 +25,7 @@ pub(crate) mod birth;
 pub(crate) mod half_open;
 pub(crate) mod recovery;
 pub(crate) mod connection;
+mod fin;
 pub(crate) mod time_wait;
 pub mod listener;
 pub mod stream;

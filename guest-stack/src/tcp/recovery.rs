@@ -11,23 +11,35 @@
 //!   that there is a hole behind a partial acknowledgement;
 //! - a timer in the manner of tail loss probes (RFC 8985, 7), for lost tails and
 //!   lost retransmissions. It doubles while nothing is acknowledged and stops
-//!   before a second: then smoltcp's own timeout has its turn.
+//!   before a second: then smoltcp's own timeout has its turn. It goes on where
+//!   smoltcp has none, which is lost when a window closes and opens again, and
+//!   where a window is closed and not all in flight is acknowledged: smoltcp then
+//!   probes with what was not sent yet, and that may be nothing.
 //!
-//! The socket is made to resend by showing it acknowledgements of what is
+//! A FIN for which smoltcp has no timer, with all data before it acknowledged, is
+//! sent again from here: nothing makes the socket do it.
+//!
+//! Else the socket is made to resend by showing it acknowledgements of what is
 //! acknowledged already: [`NUDGE`]. They carry the peer's last window last, no
 //! data and no options; they are not counted as heard from the peer.
 //! `ingress` says what arrived, `egress` what was sent, and when there is time.
 
+use alloc::vec;
+
 use shm_link::link::FrameTx;
+use smoltcp::iface::SocketSet;
+use smoltcp::socket::raw;
 use smoltcp::socket::tcp::State;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
+use smoltcp::wire::{IpProtocol, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
 
 use super::connection::Flow;
 use super::segment::{MAX_LEN, Segment};
 use crate::classify::{
-    Class, ETHERNET_LEN, Kind, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHeader, classify,
+    Class, ETHERNET_LEN, Kind, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHeader, checksum_holds,
+    classify,
 };
+use crate::device::{FrameDevice, Wire};
 use crate::flow::Entry;
 use crate::sockets::Sockets;
 use crate::tally::{Tally, after};
@@ -49,6 +61,10 @@ const LONE_MARGIN: Duration = Duration::from_millis(50);
 
 /// smoltcp's shortest retransmission timeout: no probe is that late.
 const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The longest wait between probes where nobody else resends. More than smoltcp's
+/// longest timeout of a minute: a probe begins its wait anew.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(90);
 
 /// Whether the peer's FIN was received in this state.
 fn finished(state: State) -> bool {
@@ -72,7 +88,7 @@ pub(crate) struct View {
     unread: usize,
 }
 
-/// What a connection remembers of its losses: 120 bytes.
+/// What a connection remembers of its losses: 128 bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Recovery {
     /// The first unacknowledged sequence number, once data was acknowledged.
@@ -83,6 +99,8 @@ pub(crate) struct Recovery {
     highest: Option<u32>,
     /// The next sequence number that the socket expects.
     rcv_nxt: u32,
+    /// The end of the window that we announced last, or less.
+    window_end: Option<u32>,
     /// The window field of the peer's last segment.
     window: u16,
     /// A loss was noticed when this was the highest, and not all below it is
@@ -102,6 +120,10 @@ pub(crate) struct Recovery {
     selective: bool,
     /// The first hole is to be resent.
     due: bool,
+    /// smoltcp has no timer for what is in flight.
+    forgotten: bool,
+    /// The peer's window is closed, and smoltcp has nothing to probe it with.
+    shut: bool,
     /// What was acknowledged last while nothing but our FIN was missing.
     before_fin: Option<u32>,
 }
@@ -113,6 +135,7 @@ impl Recovery {
             after_syn: None,
             highest: None,
             rcv_nxt: 0,
+            window_end: None,
             window: 0,
             recover: None,
             resent: None,
@@ -122,6 +145,8 @@ impl Recovery {
             probes: 0,
             selective: false,
             due: false,
+            forgotten: false,
+            shut: false,
             before_fin: None,
         }
     }
@@ -137,9 +162,19 @@ impl Recovery {
         self.after_syn.map(|_| self.rcv_nxt)
     }
 
-    /// Bytes in flight, as far as is known.
+    /// Whether data up to `end` fits the window that we announced for certain.
+    pub(crate) fn announced(&self, end: u32) -> bool {
+        self.window_end.is_some_and(|window| !after(end, window))
+    }
+
+    /// The first unacknowledged sequence number.
+    fn first(&self) -> Option<u32> {
+        self.acked.or(self.after_syn)
+    }
+
+    /// Bytes in flight, as far as is known; a FIN is one.
     fn in_flight(&self) -> u32 {
-        match (self.acked, self.highest) {
+        match (self.first(), self.highest) {
             (Some(acked), Some(highest)) if after(highest, acked) => highest.wrapping_sub(acked),
             _ => 0,
         }
@@ -158,6 +193,7 @@ impl Recovery {
         if let Some(rcv_nxt) = tally.rcv_nxt {
             self.rcv_nxt = rcv_nxt;
         }
+        self.window_end = tally.window_end.or(self.window_end);
         let in_flight = self.in_flight();
         if tally.resent > 0 && in_flight > 0 {
             // Karn's rule: no sample of what was sent twice.
@@ -275,16 +311,32 @@ impl Recovery {
     /// When what is in flight is taken for lost, if nothing is heard.
     fn deadline(&self, mtu: usize) -> Option<Instant> {
         let in_flight = self.in_flight() as usize;
-        let round_trip = Duration::from_micros(u64::from(self.srtt_us?));
-        if in_flight == 0 || self.window == 0 {
+        let round_trip = match self.srtt_us {
+            Some(micros) => Duration::from_micros(micros.into()),
+            None if self.forgotten || self.shut => TIMEOUT,
+            None => return None,
+        };
+        if in_flight == 0 {
             return None;
         }
         let mut patience = (round_trip * 2 + MARGIN).max(MIN_PATIENCE);
         if in_flight <= mtu {
             patience += LONE_MARGIN;
         }
-        // Ten milliseconds are more than a second after seven probes.
-        let patience = patience * (1 << self.probes.min(7));
+        // Ten milliseconds are more than a second after seven probes, and more than
+        // a minute after thirteen.
+        let patience = patience * (1 << self.probes.min(13));
+        if self.forgotten || self.shut {
+            let least = if self.window == 0 {
+                TIMEOUT
+            } else {
+                MIN_PATIENCE
+            };
+            return Some(self.since + patience.clamp(least, LONGEST_PATIENCE));
+        }
+        if self.window == 0 {
+            return None;
+        }
         (patience < TIMEOUT).then_some(self.since + patience)
     }
 
@@ -292,11 +344,11 @@ impl Recovery {
     fn take_due(&mut self, now: Instant, mtu: usize) -> bool {
         let late = self.deadline(mtu).is_some_and(|at| at <= now);
         if late {
-            self.probes += 1;
+            self.probes = self.probes.saturating_add(1);
             self.since = now;
         }
         let due = core::mem::take(&mut self.due) || late;
-        due && self.in_flight() > 0 && self.window != 0
+        (due && self.window != 0 || late) && self.in_flight() > 0
     }
 }
 
@@ -321,16 +373,30 @@ impl Flow {
         })
     }
 
-    /// A frame was fed to the socket, which was like `before`.
-    pub(crate) fn recovery_heard(&mut self, now: Instant, frame: &[u8], before: View, mtu: usize) {
+    /// A frame was fed to the socket, which was like `before`. The link `vouches` for
+    /// its checksum, or does not.
+    pub(crate) fn recovery_heard(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        before: View,
+        mtu: usize,
+        vouches: bool,
+    ) {
         let Some(Class::Ip(packet)) = classify(frame) else {
             return;
         };
         let Kind::Tcp(tcp) = packet.kind else {
             return;
         };
-        let bytes = frame.get(packet.payload).unwrap_or_default();
+        let bytes = frame.get(packet.payload.clone()).unwrap_or_default();
         let after_it = self.view();
+        // smoltcp does not say whether it believed the segment. What changed
+        // something, it did.
+        let changed = before != after_it;
+        if !changed && !vouches && (tcp.data_len != 0 || !checksum_holds(&packet, frame)) {
+            return;
+        }
         self.recovery.heard(now, &tcp, bytes, before, after_it, mtu);
     }
 
@@ -373,26 +439,63 @@ impl Flow {
         counts && view.unacknowledged != 0
     }
 
-    /// When to look for a lost tail.
-    pub(crate) fn recovery_deadline(&mut self, mtu: usize) -> Option<Instant> {
+    /// When to look for a lost tail. `timer` says whether smoltcp has one.
+    pub(crate) fn recovery_deadline(&mut self, mtu: usize, timer: bool) -> Option<Instant> {
+        let unacknowledged = self.view().unacknowledged;
+        let recovery = &mut self.recovery;
+        recovery.forgotten = !timer;
+        recovery.shut = recovery.window == 0 && recovery.in_flight() as usize >= unacknowledged;
         let deadline = self.recovery.deadline(mtu)?;
-        self.can_resend().then_some(deadline)
+        (self.can_resend() || self.forgot_fin()).then_some(deadline)
+    }
+
+    /// Whether nothing but our FIN is in flight, and smoltcp will not send it again.
+    fn forgot_fin(&mut self) -> bool {
+        let view = self.view();
+        let sent = match view.state {
+            State::FinWait1 | State::Closing | State::LastAck => true,
+            State::Closed
+            | State::Listen
+            | State::SynSent
+            | State::SynReceived
+            | State::Established
+            | State::FinWait2
+            | State::CloseWait
+            | State::TimeWait => false,
+        };
+        sent && view.unacknowledged == 0
+            && self.recovery.forgotten
+            && self.recovery.in_flight() == 1
+    }
+
+    /// Our FIN, as the socket sent it.
+    fn our_fin(&self) -> Option<Segment> {
+        let recovery = &self.recovery;
+        // The last window that was announced, of which no more was taken since.
+        let window = recovery.window_end?.wrapping_sub(recovery.rcv_nxt);
+        let mut fin = self.segment_of_the_peer(recovery.highest?.wrapping_sub(1), recovery.rcv_nxt);
+        core::mem::swap(&mut fin.src, &mut fin.dst);
+        core::mem::swap(&mut fin.tcp.src_port, &mut fin.tcp.dst_port);
+        fin.hop_limit = self.options.hop_limit.max(1);
+        fin.tcp.control = TcpControl::Fin;
+        fin.tcp.window_len = u16::try_from(window).unwrap_or(0);
+        Some(fin)
     }
 
     /// The peer's acknowledgement of what it has acknowledged already.
     fn acknowledgement(&self) -> Option<Segment> {
-        Some(self.segment_of_the_peer(self.recovery.rcv_nxt, self.recovery.acked?))
+        Some(self.segment_of_the_peer(self.recovery.rcv_nxt, self.recovery.first()?))
     }
 
     /// A segment that the socket answers with what it received, and does not believe
     /// otherwise.
     pub(super) fn just_before_the_window(&self) -> Option<Segment> {
-        let acked = self.recovery.acked.or(self.recovery.after_syn)?;
-        Some(self.segment_of_the_peer(self.recovery.rcv_nxt.wrapping_sub(1), acked))
+        let first = self.recovery.first()?;
+        Some(self.segment_of_the_peer(self.recovery.rcv_nxt.wrapping_sub(1), first))
     }
 
     /// A segment of the peer's, without data.
-    fn segment_of_the_peer(&self, seq: u32, ack: u32) -> Segment {
+    pub(super) fn segment_of_the_peer(&self, seq: u32, ack: u32) -> Segment {
         Segment {
             src: self.key.remote.addr,
             dst: self.key.local.addr,
@@ -425,8 +528,16 @@ impl Sockets {
         let Entry::Flow(flow) = self.table.entry(index) else {
             return;
         };
-        if flow.recovery.in_flight() == 0 || !flow.recovery.take_due(now, mtu) || !flow.can_resend()
-        {
+        if flow.recovery.in_flight() == 0 || !flow.recovery.take_due(now, mtu) {
+            return;
+        }
+        if flow.forgot_fin() {
+            if let Some(fin) = flow.our_fin() {
+                self.send_raw(now, &fin, tx);
+            }
+            return;
+        }
+        if !flow.can_resend() {
             return;
         }
         let Some(mut segment) = flow.acknowledgement() else {
@@ -453,13 +564,38 @@ impl Sockets {
     }
 }
 
+impl Sockets {
+    /// Sends a segment without its socket. Where the neighbour is not known, it is
+    /// asked for instead, and the segment is lost, as segments may be.
+    fn send_raw(&mut self, now: Instant, segment: &Segment, tx: &mut dyn FrameTx) {
+        let version = segment.src.version();
+        let buffer =
+            || raw::PacketBuffer::new(vec![raw::PacketMetadata::EMPTY; 1], vec![0; MAX_LEN]);
+        let mut socket = raw::Socket::new(Some(version), Some(IpProtocol::Tcp), buffer(), buffer());
+        let Ok(packet) = socket.send(segment.packet_len()) else {
+            return;
+        };
+        segment.write_packet(packet);
+        let mut set = SocketSet::new(vec![]);
+        set.add(socket);
+        let mut device = FrameDevice {
+            frame: None,
+            wire: Wire {
+                tx,
+                state: &mut self.io,
+            },
+        };
+        self.interface.poll_egress(now, &mut device, &mut set);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_a_connection_remembers_of_its_losses_is_small() {
-        assert!(size_of::<Recovery>() <= 120, "{}", size_of::<Recovery>());
+        assert!(size_of::<Recovery>() <= 128, "{}", size_of::<Recovery>());
     }
 
     #[test]
@@ -482,13 +618,42 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_window_is_not_probed() {
-        let recovery = Recovery {
+    fn a_closed_window_is_probed_slowly_and_only_if_something_is_missing() {
+        let mut recovery = Recovery {
             acked: Some(0),
             highest: Some(10_000),
             srtt_us: Some(4000),
             ..Recovery::new()
         };
+        assert_eq!(recovery.deadline(1500), None, "smoltcp probes it");
+        recovery.shut = true;
+        let mut waits = alloc::vec::Vec::new();
+        for _ in 0..16 {
+            let at = recovery.deadline(1500).unwrap();
+            waits.push((at - recovery.since).total_millis());
+            assert!(recovery.take_due(at, 1500));
+        }
+        assert_eq!(waits[..8], [1000, 1000, 1000, 1000, 1000, 1000, 1000, 1280]);
+        assert_eq!(waits[13..], [81_920; 3]);
+        recovery.acked = recovery.highest;
         assert_eq!(recovery.deadline(1500), None);
+    }
+
+    #[test]
+    fn where_smoltcp_has_no_timer_probes_go_on() {
+        let mut recovery = Recovery {
+            acked: Some(0),
+            highest: Some(10_000),
+            window: 1000,
+            forgotten: true,
+            ..Recovery::new()
+        };
+        let mut total = 0;
+        for _ in 0..10 {
+            let at = recovery.deadline(1500).unwrap();
+            total += (at - recovery.since).total_millis();
+            assert!(recovery.take_due(at, 1500));
+        }
+        assert!(total < 8 * 90_000, "{total}");
     }
 }

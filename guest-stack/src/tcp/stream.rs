@@ -162,6 +162,9 @@ impl Sockets {
         if flow.connecting() {
             return Err(StreamError::WouldBlock);
         }
+        if flow.closing {
+            return Err(StreamError::BrokenPipe);
+        }
         match flow.cell.with(|socket| socket.send_slice(bytes)) {
             Ok(0) if !bytes.is_empty() => Err(StreamError::WouldBlock),
             Ok(taken) => {
@@ -314,7 +317,7 @@ impl Sockets {
             if flow.connecting() {
                 return Err(StreamError::WouldBlock);
             }
-            flow.cell.with(|socket| socket.close());
+            flow.close_write();
             flow.waiting = None;
         }
         if how != Shutdown::Write {
@@ -339,14 +342,11 @@ impl Sockets {
             self.free_flow(id.0.index);
             return;
         }
-        let read_shut = flow.read_shut;
-        flow.cell.with(|socket| {
-            if socket.can_recv() && !read_shut {
-                socket.abort();
-            } else {
-                socket.close();
-            }
-        });
+        if !flow.read_shut && flow.cell.with(|socket| socket.can_recv()) {
+            flow.abort();
+        } else {
+            flow.close_write();
+        }
         self.table.mark(id.0.index);
     }
 

@@ -113,6 +113,7 @@ mod tests {
                 seq,
                 ack: 1000,
                 flags,
+                window: 1000,
                 data_len,
             })
         };

@@ -18,4 +18,5 @@ mod settings;
 #[cfg(feature = "std")]
 mod threads;
 mod transfer;
+mod windows;
 mod work;
