@@ -364,6 +364,21 @@ impl RecordReader {
         )))
     }
 
+    /// Where the next record begins, in bytes since the ring was made.
+    pub fn position(&self) -> u64 {
+        self.ring.position()
+    }
+
+    /// Where the next record begins, and where what the writer has published ends, in
+    /// bytes since the ring was made.
+    ///
+    /// # Errors
+    /// [`PeerFault::Cursor`].
+    pub fn extent(&mut self) -> Result<(u64, u64), PeerFault> {
+        let position = self.ring.position();
+        Ok((position, position + self.ring.readable_len()? as u64))
+    }
+
     /// Lets go of the record that [`peek`](Self::peek) showed.
     #[inline]
     pub fn consume(&mut self) {

@@ -61,6 +61,10 @@ impl<E: Ether> Wire for Device<E> {
         self.0.now()
     }
 
+    fn completes(&self) -> bool {
+        true
+    }
+
     unsafe fn read(
         &self,
         start: *mut u8,

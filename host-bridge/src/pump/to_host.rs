@@ -7,6 +7,8 @@
 
 use std::time::Instant;
 
+use shm_link::fault::PeerFault;
+use shm_link::offload::Offloads;
 use shm_link::record::{Record, RecordReader};
 use shm_link::ring::Arm;
 
@@ -27,6 +29,56 @@ pub(super) struct ToHost<W> {
     shared: PumpShared<W>,
     stage: Impair,
     limit: Limiter,
+    rules: Rules,
+}
+
+/// Which offloads the guest's frames may ask for. They stay in the ring while a pump
+/// rests and over a restart of the host, so those that stand there when the rules
+/// change were written by the rules of before.
+#[derive(Debug, Default)]
+struct Rules {
+    /// What holds now; `None` before the guest has a configuration.
+    now: Option<Offloads>,
+    /// What held when the frames in front of `until` were written.
+    before: Offloads,
+    until: u64,
+}
+
+/// What may have held before anything is known.
+const ANY: Offloads = Offloads::CHECKSUM
+    .union(Offloads::TSO4)
+    .union(Offloads::TSO6);
+
+impl Rules {
+    /// Takes note of a policy, before frames are looked at.
+    fn follow(&mut self, policy: &Policy, frames: &mut RecordReader) -> Result<(), PeerFault> {
+        let next = policy.ready.then_some(policy.offloads_to_host);
+        if self.now == next {
+            return Ok(());
+        }
+        if next.is_some() {
+            let (position, end) = frames.extent()?;
+            let still = match position < self.until {
+                true => self.before,
+                false => Offloads::NONE,
+            };
+            self.before = still.union(self.now.unwrap_or(ANY));
+            self.until = end;
+        }
+        self.now = next;
+        Ok(())
+    }
+
+    /// Whether a frame at `position`, which the rules of now do not allow, is one of
+    /// before.
+    fn excuse(&self, position: u64, record: &Record, policy: &Policy) -> Result<(), PeerFault> {
+        let before = match position < self.until {
+            true => self.before,
+            false => Offloads::NONE,
+        };
+        let allowed = before.union(policy.offloads_to_host);
+        record.offload.check(record.len, allowed)
+    }
 }
 
 impl<W: Wire> ToHost<W> {
@@ -39,6 +91,7 @@ impl<W: Wire> ToHost<W> {
             shared,
             stage,
             limit,
+            rules: Rules::default(),
         }
     }
 
@@ -49,6 +102,7 @@ impl<W: Wire> ToHost<W> {
             self.stage.set_config(policy.impair_to_host.clone());
         }
         self.limit.set_config(policy.limits.to_host);
+        self.rules.follow(policy, &mut self.frames)?;
         if !policy.ready {
             return Ok(Budget::FULL);
         }
@@ -107,16 +161,26 @@ impl<W: Wire> ToHost<W> {
                 break;
             };
             counters.frame_in(record.len);
-            record
+            let mut excused = false;
+            if record
                 .offload
                 .check(record.len, policy.offloads_to_host)
-                .inspect_err(|_| {
-                    counters.dropped(DropReason::PeerFault);
-                })?;
+                .is_err()
+            {
+                let position = self.frames.position();
+                self.rules
+                    .excuse(position, &record, policy)
+                    .inspect_err(|_| counters.dropped(DropReason::PeerFault))?;
+                excused = true;
+            }
             let mut head = [0; HEAD_LEN];
             let head = copy_head(&record, &mut head);
             match admit(policy, record.offload, head, record.len) {
                 Err(reason) => counters.dropped(reason),
+                // A TAP without a virtio header would take it for a whole frame.
+                Ok(()) if excused && !self.shared.tap.completes() => {
+                    counters.dropped(DropReason::TapRefused);
+                }
                 Ok(()) if impaired => {
                     let frame = ImpairedFrame {
                         offload: record.offload,

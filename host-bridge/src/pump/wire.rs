@@ -10,12 +10,15 @@ use shm_link::offload::OffloadHeader;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::tap::{RawSlice, Tap, TapTrouble, classify};
+use crate::tap::{RawSlice, Tap, TapKind, TapTrouble, classify};
 
 /// The far side of a pump.
 pub(crate) trait Wire {
     /// The time, by which frames are held back and limited.
     fn now(&self) -> Instant;
+
+    /// Whether it completes frames that leave something undone.
+    fn completes(&self) -> bool;
 
     /// Takes the next frame and what is left to do for it, cut off at `len` bytes;
     /// `None`: there is none now.
@@ -42,6 +45,10 @@ impl Wire for AsyncFd<Tap> {
     #[inline]
     fn now(&self) -> Instant {
         Instant::now()
+    }
+
+    fn completes(&self) -> bool {
+        self.get_ref().kind() == TapKind::VnetHeader
     }
 
     #[inline]
