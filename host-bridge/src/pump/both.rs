@@ -84,8 +84,14 @@ impl<W: Wire> Both<W> {
             self.to_host.disarm();
             return Ok(None);
         }
-        let held = [self.to_host.poll_at(), self.to_guest.poll_at()];
-        let due = held.into_iter().chain([paused, given_later]);
+        // What is due for the guest waits with it for room, or for a guest that may
+        // have something: no timer brings that.
+        let to_guest = match self.stopped {
+            Turn::RingFull | Turn::Held => None,
+            Turn::Budget | Turn::TapEmpty | Turn::Paused(_) => self.to_guest.poll_at(),
+        };
+        let due = [self.to_host.poll_at(), to_guest, paused, given_later];
+        let due = due.into_iter();
         Ok(Some(Sleep {
             readable: self.stopped == Turn::TapEmpty,
             due: due.flatten().min(),

@@ -223,7 +223,11 @@ impl<W: Wire> ToGuest<W> {
         let now = self.shared.tap.now();
         while let Some(frame) = self.waiting.take().or_else(|| self.stage.poll(now)) {
             let counters = &self.shared.counters.host_to_guest;
-            if !self.frames.write(&frame.bytes, frame.offload)? {
+            let written = self.frames.write(&frame.bytes, frame.offload);
+            if !written.inspect_err(|_| {
+                counters.set_held(self.stage.held());
+                counters.dropped(DropReason::PeerFault);
+            })? {
                 self.waiting = Some(frame);
                 counters.set_held(self.stage.held() + 1);
                 return Ok(false);

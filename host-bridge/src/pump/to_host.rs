@@ -104,6 +104,8 @@ impl<W: Wire> ToHost<W> {
         self.limit.set_config(policy.limits.to_host);
         self.rules.follow(policy, &mut self.frames)?;
         if !policy.ready {
+            // What left the guest before goes its way all the same.
+            self.release()?;
             return Ok(Budget::FULL);
         }
         let moved = self.work(policy);
@@ -209,16 +211,23 @@ impl<W: Wire> ToHost<W> {
             }
         }
         if impaired {
-            let now = self.shared.tap.now();
-            while let Some(frame) = self.stage.poll(now) {
-                counters.set_held(self.stage.held());
-                let part = RawSlice::new(frame.bytes.as_ptr(), frame.bytes.len());
-                let parts = [part, RawSlice::EMPTY];
-                // SAFETY: the frame is private and lives until the next turn.
-                unsafe { write(&self.shared, frame.offload, parts, frame.bytes.len()) }?;
-            }
+            self.release()?;
         }
         Ok(budget)
+    }
+
+    /// Hands the frames that were held back and are due to the kernel.
+    fn release(&mut self) -> Result<(), PumpEnd> {
+        let now = self.shared.tap.now();
+        while let Some(frame) = self.stage.poll(now) {
+            let counters = &self.shared.counters.guest_to_host;
+            counters.set_held(self.stage.held());
+            let part = RawSlice::new(frame.bytes.as_ptr(), frame.bytes.len());
+            let parts = [part, RawSlice::EMPTY];
+            // SAFETY: the frame is private and lives until the next turn.
+            unsafe { write(&self.shared, frame.offload, parts, frame.bytes.len()) }?;
+        }
+        Ok(())
     }
 }
 
