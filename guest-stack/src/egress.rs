@@ -25,6 +25,9 @@ const TURN_SEGMENTS: usize = 180;
 /// How long a socket rests that wants to be polled at once but does nothing.
 const REST: Duration = Duration::from_millis(10);
 
+/// Seconds after which a socket asks for its neighbour again at the latest.
+const MOST_PATIENT: usize = 30;
+
 /// What became of a slot's turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
@@ -72,7 +75,8 @@ impl Sockets {
             flow.close_when_acknowledged();
         }
         self.recover(index, now, tx);
-        let turn = self.send_from(index, now, tx);
+        let mut asked = false;
+        let turn = self.send_from(index, now, tx, &mut asked);
         let sent = self.io.watched.take().flatten();
         let tally = self.io.tally.take();
         if let Entry::Flow(flow) = self.table.entry(index) {
@@ -82,14 +86,21 @@ impl Sockets {
             }
         }
         match turn {
-            Turn::Done => self.rest(index, now),
+            Turn::Done => self.rest(index, now, asked),
             Turn::More => self.table.mark(index),
             Turn::Blocked => self.table.mark_first(index),
         }
         turn
     }
 
-    fn send_from(&mut self, index: u32, now: Instant, tx: &mut dyn FrameTx) -> Turn {
+    /// Lets a socket send; `asked`: a neighbour's address was asked for instead.
+    fn send_from(
+        &mut self,
+        index: u32,
+        now: Instant,
+        tx: &mut dyn FrameTx,
+        asked: &mut bool,
+    ) -> Turn {
         let stop = self.io.frames + TURN;
         for _ in 0..TURN_SEGMENTS {
             if self.io.frames >= stop {
@@ -100,6 +111,7 @@ impl Sockets {
             }
             self.io.blocked = false;
             self.io.wanted = false;
+            let before = self.io.frames;
             let mut device = FrameDevice {
                 frame: None,
                 wire: Wire {
@@ -123,6 +135,7 @@ impl Sockets {
             // waits for a neighbour.
             if sent || self.io.wanted {
                 self.table.set_waiting(index, !sent);
+                *asked = !sent && self.io.frames != before;
             }
             if sent && let Entry::Udp(udp) = self.table.entry(index) {
                 udp.unstall();
@@ -135,7 +148,7 @@ impl Sockets {
     }
 
     /// After a turn: notices what ended and sets the deadline.
-    fn rest(&mut self, index: u32, now: Instant) {
+    fn rest(&mut self, index: u32, now: Instant, asked: bool) {
         let interface = &mut self.interface;
         let entry = self.table.entry(index);
         let Some(smoltcp) = entry.with_set(|set| interface.poll_at(now, set)) else {
@@ -145,6 +158,13 @@ impl Sockets {
             Some(at) if at <= now => Some(now + REST),
             at => at,
         };
+        if asked {
+            // One neighbour is asked for per second, by whoever comes first then: who
+            // just asked lets the others come first, or one that never answers would
+            // keep them from ever asking.
+            let others = self.table.waiting_len().clamp(1, MOST_PATIENT) as u64;
+            deadline = deadline.map(|at| at.max(now + Duration::from_secs(others)));
+        }
         if let Entry::Udp(udp) = self.table.entry(index) {
             if udp.is_over(smoltcp.is_none()) {
                 self.table.remove(index);

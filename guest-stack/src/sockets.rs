@@ -174,6 +174,9 @@ impl Sockets {
             self.confirm_autoconf(now);
         }
         self.drop_lost_addresses();
+        if plugged_in {
+            self.link_is_back(now);
+        }
         // The neighbours, the MTU or the carrier changed: let everybody try.
         for index in self.table.occupied() {
             self.table.mark(index);

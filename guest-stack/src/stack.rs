@@ -300,6 +300,7 @@ impl<L: Link> Stack<L> {
         if let Some(control) = &mut self.control {
             control.restart();
         }
+        self.sockets.link_is_back(now);
         for index in self.sockets.table.occupied() {
             self.sockets.table.mark(index);
         }

@@ -308,6 +308,13 @@ impl Recovery {
         });
     }
 
+    /// The link lost what was on it, and carries frames again.
+    fn link_is_back(&mut self, now: Instant) {
+        self.probes = 0;
+        self.since = now;
+        self.due = self.in_flight() > 0;
+    }
+
     /// When what is in flight is taken for lost, if nothing is heard.
     fn deadline(&self, mtu: usize) -> Option<Instant> {
         let in_flight = self.in_flight() as usize;
@@ -521,6 +528,16 @@ impl Flow {
 }
 
 impl Sockets {
+    /// The link lost what was on it, and carries frames again: nobody waits for a
+    /// timeout.
+    pub(crate) fn link_is_back(&mut self, now: Instant) {
+        for index in self.table.occupied() {
+            if let Entry::Flow(flow) = self.table.entry(index) {
+                flow.recovery.link_is_back(now);
+            }
+        }
+    }
+
     /// Makes a connection resend its first hole, if it is time. Called before
     /// the connection's turn to send.
     pub(crate) fn recover(&mut self, index: u32, now: Instant, tx: &mut dyn FrameTx) {

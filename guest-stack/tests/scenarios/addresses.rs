@@ -6,9 +6,9 @@ use guest_stack::smoltcp::wire::{
 };
 use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::Duration;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::common::{Bench, MAC, config, host, net};
+use crate::common::{Bench, MAC, config, host, net, v4, v6};
 use crate::frames::{icmpv6_checksum, ip, ping_frame, raw_frame, udp, udp_frame};
 
 /// A server's answer to a message of the stack's DHCP client.
@@ -65,6 +65,37 @@ fn dhcp_message(frames: &[Vec<u8>]) -> Option<Vec<u8>> {
     let datagrams = frames.iter().filter_map(|frame| udp(frame));
     let mut messages = datagrams.filter(|(from, to, _)| (*from, *to) == (68, 67));
     messages.next().map(|(.., payload)| payload)
+}
+
+#[test]
+fn a_neighbour_that_never_answers_does_not_keep_others_from_being_asked_for() {
+    for ipv6 in [false, true] {
+        let mut bench = Bench::new();
+        let now = bench.now();
+        let options = TcpOptions::default();
+        let address = |last: u8| match ipv6 {
+            false => SocketAddr::new(v4(last), 80),
+            true => SocketAddr::new(v6(last.into()), 80),
+        };
+        for dead in [77, 78] {
+            let sockets = bench.stack.sockets();
+            sockets.tcp_connect(now, address(dead), options).unwrap();
+            bench.pass(Duration::from_millis(300));
+        }
+        let now = bench.now();
+        bench
+            .stack
+            .sockets()
+            .tcp_connect(now, address(2), options)
+            .unwrap();
+        let frames = bench.pass(Duration::from_secs(10));
+        // The last byte of the address that is asked for.
+        let asked = |frame: &[u8]| match ipv6 {
+            false => frame[12..14] == [8, 6] && frame[41] == 2,
+            true => frame[20] == 58 && frame[54] == 135 && frame[77] == 2,
+        };
+        assert!(frames.iter().any(|frame| asked(frame)), "IPv6: {ipv6}");
+    }
 }
 
 #[test]
