@@ -379,6 +379,7 @@ async fn check_given_taps(
             .source()
             .map_err(|error| BridgeError::io("copying the descriptor of the TAP", error))?;
         let plan = TapPlan {
+            guest_mac: network.mac,
             mtu: network.mtu,
             master: master.as_deref(),
             host_addresses: &host_addresses,

@@ -4,9 +4,12 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use host_bridge::probe::bulk::{SINK_PORT, SOURCE_PORT, bulk_receive, bulk_send};
 use host_bridge::probe::http::http_get;
 
-use crate::common::{PATIENCE, World, answers, in_private_network, interface, netlink, until};
+use crate::common::{
+    BULK, BULK_PATIENCE, PATIENCE, World, answers, in_private_network, interface, netlink, until,
+};
 
 fn open(address: std::net::SocketAddr) -> TcpStream {
     let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
@@ -43,6 +46,40 @@ fn a_connection_outlives_the_daemon() {
             }
         }
         assert_eq!(http_get(guest.v4(80), "/", PATIENCE).unwrap().status, 200);
+    });
+}
+
+#[test]
+fn bulk_transfers_both_ways_go_on_when_the_daemon_is_back() {
+    in_private_network(|| {
+        let mut world = World::start("");
+        let guest = world.guest("patient");
+        let moved = |world: &World| {
+            let port = world.running("patient");
+            port.map_or([0, 0], |port| {
+                let counters = port.counters;
+                [counters.guest_to_host, counters.host_to_guest].map(|way| way.bytes_out)
+            })
+        };
+        for from_guest in [true, false] {
+            let (source, sink) = (guest.v4(SOURCE_PORT), guest.v6(SINK_PORT));
+            let transfer = std::thread::spawn(move || match from_guest {
+                true => bulk_receive(source, 10 * BULK, 1, BULK_PATIENCE),
+                false => bulk_send(sink, 10 * BULK, 1, BULK_PATIENCE),
+            });
+            let before = moved(&world);
+            let way = usize::from(!from_guest);
+            until("the transfer", || {
+                moved(&world)[way] > before[way] + 5_000_000
+            });
+            world.kill_daemon();
+            assert!(!transfer.is_finished(), "it was killed too late");
+            until("the TAP's end", || interface(&guest.port).is_none());
+            std::thread::sleep(Duration::from_millis(500));
+            world.start_daemon();
+            until("the transfer again", || moved(&world)[way] > 1_000_000);
+            assert!(transfer.join().unwrap().unwrap().checksum_ok);
+        }
     });
 }
 

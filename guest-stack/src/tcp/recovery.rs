@@ -31,7 +31,7 @@ use smoltcp::iface::SocketSet;
 use smoltcp::socket::raw;
 use smoltcp::socket::tcp::State;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{IpProtocol, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
+use smoltcp::wire::{IpProtocol, TcpControl, TcpOption, TcpPacket, TcpRepr, TcpSeqNumber};
 
 use super::connection::Flow;
 use super::segment::{MAX_LEN, Segment};
@@ -229,6 +229,11 @@ impl Recovery {
     ) {
         if before.state == State::SynSent && after_it.state == State::Established {
             self.synchronized(tcp.ack, tcp.seq.wrapping_add(1));
+            self.window = TcpPacket::new_checked(tcp_bytes).map_or(0, |packet| {
+                // This one is not scaled, all others are (RFC 7323, 2.2).
+                let window = packet.window_len();
+                (window >> window_scale(&packet)).max(window.min(1))
+            });
             return;
         }
         let fin = finished(after_it.state) && !finished(before.state);
@@ -357,6 +362,20 @@ impl Recovery {
         let due = core::mem::take(&mut self.due) || late;
         (due && self.window != 0 || late) && self.in_flight() > 0
     }
+}
+
+/// By how much the sender of this SYN scales the windows that follow.
+fn window_scale(packet: &TcpPacket<&[u8]>) -> u8 {
+    let mut options = packet.options();
+    while let Ok((rest, option)) = TcpOption::parse(options) {
+        match option {
+            TcpOption::WindowScale(shift) => return shift.min(14),
+            TcpOption::EndOfList => return 0,
+            _ if rest.is_empty() => return 0,
+            _ => options = rest,
+        }
+    }
+    0
 }
 
 /// Bytes behind `ack` that a segment says have arrived.

@@ -13,7 +13,9 @@ use shm_link::link::{Link, MAX_CONTROL_LEN};
 use shm_link::offload::{GSO_TCPV4, GSO_TCPV6, OffloadHeader, Offloads};
 use std::net::Ipv4Addr;
 
-use crate::common::{Bench, Cable, MAC, Pair, TestLink, config, host, net, pattern, stack_with};
+use crate::common::{
+    Bench, Cable, Impairment, MAC, Pair, TestLink, config, host, net, pattern, stack_with,
+};
 use crate::frames::{RST, Segment, tcps, udp_frame};
 use crate::transfer::{read_some, write_some};
 
@@ -292,6 +294,45 @@ fn a_link_that_ends_is_replaced_and_streams_go_on() {
         read_some(pair.sockets(1), server, &mut got);
         got == b"on its way"
     });
+}
+
+#[test]
+fn what_was_sent_in_vain_is_sent_again_when_the_link_is_back() {
+    for ipv6 in [false, true] {
+        let mut pair = Pair::new(1);
+        let (client, server) = pair.connected(ipv6, 80);
+        let words = pattern(20_000, 3);
+        // Long enough for every probe and for some time-outs.
+        let gone = Cable::new(2);
+        gone.advance_to(pair.now());
+        let cable = core::mem::replace(&mut pair.cable, gone);
+        let now = pair.now();
+        for side in 0..2 {
+            pair.stacks[side].replace_link(pair.cable.end(side), now);
+        }
+        pair.cable.impair(Impairment {
+            loss: 1000,
+            ..Impairment::default()
+        });
+        let sent = pair.sockets(0).tcp_send(client, &words);
+        assert_eq!(sent, Ok(words.len()));
+        pair.run(Duration::from_secs(20));
+        // A moment in which nobody would send by itself: their waits are long by now.
+        let back = pair.now();
+        cable.advance_to(back);
+        pair.cable = cable;
+        for side in 0..2 {
+            pair.stacks[side].replace_link(pair.cable.end(side), back);
+        }
+        let mut got = Vec::new();
+        pair.run_until(|pair| {
+            read_some(pair.sockets(1), server, &mut got);
+            got.len() == words.len()
+        });
+        assert!(got == words);
+        let took = pair.now() - back;
+        assert!(took < Duration::from_millis(100), "{took}");
+    }
 }
 
 /// A host that answers on the other end of the cable.

@@ -88,6 +88,7 @@ impl Core {
             config.tap,
             kind,
             TapPlan {
+                guest_mac: config.network.mac,
                 mtu: config.network.mtu,
                 master: config.master.as_deref(),
                 host_addresses: &config.host_addresses,

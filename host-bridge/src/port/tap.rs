@@ -31,6 +31,8 @@ const QUEUE_LEN: u32 = 10_000;
 /// What is to be true of a TAP.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TapPlan<'a> {
+    /// The guest's Ethernet address.
+    pub(crate) guest_mac: [u8; 6],
     /// Longest packet, without the Ethernet header.
     pub(crate) mtu: u16,
     /// The Linux bridge that it belongs to.
@@ -67,9 +69,10 @@ pub(crate) async fn prepare_tap(
     if !tap.is_kept() && link.mtu != u32::from(plan.mtu) {
         netlink.set_mtu(index, plan.mtu.into()).await?;
     }
-    if !tap.is_persistent() {
+    if !tap.is_persistent() && !tap.is_kept() {
         // A persistent one is its administrator's to tune.
         netlink.set_queue_len(index, QUEUE_LEN).await?;
+        netlink.set_mac(index, host_mac(plan.guest_mac)).await?;
     }
     if let Some(master) = plan.master
         && !is_port_of(netlink, link.master, master).await
@@ -101,6 +104,15 @@ pub(crate) async fn prepare_tap(
         netlink.set_up(index).await?;
     }
     Ok(tap)
+}
+
+/// The host's address on the TAP of a guest: the guest's, with the highest first byte
+/// that is no group's. A guest need not learn it anew when its TAP was made anew, and a
+/// Linux bridge, which takes the lowest of its ports' addresses, never takes this one.
+fn host_mac(guest_mac: [u8; 6]) -> [u8; 6] {
+    let [_, rest @ ..] = guest_mac;
+    let [a, b, c, d, e] = rest;
+    [0xfe, a, b, c, d, e]
 }
 
 async fn is_port_of(netlink: &Netlink, now: Option<u32>, master: &str) -> bool {

@@ -88,6 +88,7 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_accept4,
     libc::SYS_bind,
     libc::SYS_getsockname,
+    libc::SYS_getpeername,
     libc::SYS_getsockopt,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,

@@ -325,9 +325,8 @@ impl Server {
         let most = usize::from(self.desk.places.count()) + WAITING;
         loop {
             let accepted = tokio::select! {
-                accepted = memory.accept() => accepted.map(|(socket, address)| {
-                    let before = address.as_abstract_name().and_then(id_before);
-                    let slot = before.and_then(|id| id.checked_sub(1));
+                accepted = memory.accept() => accepted.map(|(socket, _)| {
+                    let slot = slot_before(&socket);
                     (self.socket.admit(&socket), Client::Memory(socket, slot))
                 }),
                 accepted = accept_stream(streams.as_ref()) => accepted,
@@ -418,6 +417,13 @@ impl Reception {
             Lines::Silent => {}
         }
     }
+}
+
+/// The slot that a guest had before, if it says so.
+fn slot_before(socket: &UnixStream) -> Option<u16> {
+    // What `accept` says of the address has lost an abstract name.
+    let address = socket.peer_addr().ok()?;
+    id_before(address.as_abstract_name()?)?.checked_sub(1)
 }
 
 /// A guest that shares memory, until its slot is free again.
