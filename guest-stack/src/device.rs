@@ -18,7 +18,7 @@ use smoltcp::wire::{IpAddress, IpProtocol, checksum};
 
 use crate::classify::{self, Class, ETHERNET_LEN, Kind};
 use crate::error::SendError;
-use crate::run::Run;
+use crate::run::{MAX_SUPER_FRAME, Run};
 use crate::tally::Tally;
 
 /// Bytes of headers that are cleared before smoltcp writes a frame: the room in
@@ -133,7 +133,7 @@ impl TxState {
     pub(crate) fn max_frame_len(&self) -> usize {
         match self.segments() {
             // A super-frame may be longer than a packet, not than the link carries.
-            true => (ETHERNET_LEN + 65_535).min(self.link_frame_len.max(ETHERNET_LEN + self.mtu)),
+            true => MAX_SUPER_FRAME.min(self.link_frame_len.max(ETHERNET_LEN + self.mtu)),
             false => ETHERNET_LEN + self.mtu,
         }
     }
