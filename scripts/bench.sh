@@ -2,7 +2,7 @@
 # Measures this project beside its peers, pair by pair, in private network
 # namespaces: builds what it needs, installs (as root, on Debian) or names the peers
 # that are missing, and runs. Words choose among the comparisons; `--list` names
-# them, `--help` explains the options, `--quick` takes some four minutes.
+# them, `--help` explains the options, `--quick` takes some two minutes.
 #
 # Results go to target/bench: results.jsonl, and figures as SVG and PNG.
 # All that is started ends with this process, however it ends.

@@ -21,3 +21,11 @@ pub fn all() -> Vec<Comparison> {
     all.extend(many::comparisons());
     all
 }
+
+/// Whether it takes so long that the quick mode leaves it to the full one: a burst of ten
+/// thousand takes a quarter of a minute, and pasta stalls until patience ends.
+pub fn takes_long(comparison: &Comparison) -> bool {
+    let from_pasta =
+        comparison.name.contains("from guest") && comparison.peer_name.contains("pasta");
+    comparison.name.contains("connects at once") || from_pasta
+}
