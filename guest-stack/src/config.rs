@@ -47,8 +47,12 @@ impl Default for Protocols {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Handshakes under way, over all listeners. An entry takes some 200 bytes.
-    /// Default 4096. At the limit further SYNs are dropped silently.
+    /// Default 4096. At the limit see `syn_cookies`.
     pub half_open: usize,
+    /// Whether a SYN for whose handshake there is no place is answered with a SYN cookie
+    /// (RFC 4987, 3.6), so that a flood of SYNs keeps nobody out; else it is dropped
+    /// silently. Default yes.
+    pub syn_cookies: bool,
     /// How long a handshake may take before its entry is forgotten. Default
     /// 15 s, which leaves room for three repetitions of the SYN|ACK.
     pub half_open_timeout: Duration,
@@ -76,6 +80,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             half_open: 4096,
+            syn_cookies: true,
             half_open_timeout: Duration::from_secs(15),
             time_wait: 4096,
             time_wait_duration: Duration::from_secs(10),

@@ -64,6 +64,10 @@ pub struct Counters {
     /// Resets and SYNs that were not believed and answered with what was received
     /// (RFC 5961).
     pub tcp_challenges: u64,
+    /// SYNs that were answered with a cookie, for want of a place for their handshake.
+    pub tcp_cookies_sent: u64,
+    /// Handshakes that were completed by a cookie that came back.
+    pub tcp_cookies_taken: u64,
     /// Handshakes that were forgotten because they took too long.
     pub tcp_half_open_expired: u64,
 }

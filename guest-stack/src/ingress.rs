@@ -297,7 +297,10 @@ impl Sockets {
         if !self.is_ours(&packet.dst) || !self.is_peer(&packet.src) {
             return Ending::BadAddress;
         }
-        if let Some(ending) = self.receive_syn(now, key, packet, tcp, frame, tx) {
+        let begun = self
+            .receive_syn(now, key, packet, tcp, frame, tx)
+            .or_else(|| self.receive_cookie(now, key, packet, tcp, frame, tx));
+        if let Some(ending) = begun {
             if !application {
                 self.copy_to_raw(now, packet, frame, tx);
             }

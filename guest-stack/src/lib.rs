@@ -154,10 +154,9 @@
 //!   ICMP errors do not reach streams, as smoltcp has it. No congestion control:
 //!   the link is local; behind it the bridge's queue sets the pace. Retransmission
 //!   waits a second at least.
-//! - No SYN cookies: who sends SYNs from many addresses and never completes a
-//!   handshake keeps a listener's backlog full, until the entries expire
-//!   ([`config::Limits::half_open_timeout`]). A larger backlog helps: an entry is
-//!   small.
+//! - A connection that began with a SYN cookie, while a flood of SYNs took all places
+//!   ([`config::Limits::syn_cookies`]), has segments of at most 1,460 bytes, and waits
+//!   for the client to speak if the client's last ACK was lost.
 //! - IPv6: no fragments, no extension headers but hop-by-hop, no duplicate address
 //!   detection, no DHCPv6. `[::]` does not mean IPv4 as well.
 //! - No multicast sockets, no VLAN tags, no packets to oneself (no loopback).

@@ -18,6 +18,7 @@
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{TcpControl, TcpRepr, TcpSeqNumber};
 
+use super::cookie::Remembered;
 use super::options::{TcpOptions, buffer_len, window_shift};
 use super::segment::Segment;
 use crate::classify::{TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
@@ -92,6 +93,36 @@ impl HalfOpen {
             repeat_at: now + FIRST_REPEAT,
             repeat_after: FIRST_REPEAT,
             expires_at: now + timeout,
+        }
+    }
+
+    /// The record of a SYN that was answered with a cookie, made anew from the ACK
+    /// that brought it back, with the window that this says.
+    pub(crate) fn remembered(
+        key: FlowKey,
+        mac: [u8; 6],
+        target: Target,
+        [isn, irs]: [u32; 2],
+        syn: Remembered,
+        window: u16,
+        now: Instant,
+    ) -> Self {
+        let window = u32::from(window) << syn.shift.unwrap_or(0);
+        Self {
+            key,
+            mac,
+            listener: target.listener,
+            isn,
+            irs,
+            // Never scaled in a SYN (RFC 7323, 2.2).
+            peer_window: window.min(65_535) as u16,
+            peer_mss: Some(syn.mss),
+            peer_shift: syn.shift,
+            peer_sack: syn.sack,
+            options: target.options,
+            repeat_at: now + FIRST_REPEAT,
+            repeat_after: FIRST_REPEAT,
+            expires_at: now + FIRST_REPEAT,
         }
     }
 

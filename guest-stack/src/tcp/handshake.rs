@@ -2,7 +2,8 @@
 //!
 //! Called by `ingress` for segments of no connection and of handshakes under way,
 //! and by `egress` when the timer of one comes. What a segment means is decided
-//! in `half_open`; a full backlog never resets anybody.
+//! in `half_open`; a full backlog never resets anybody. A SYN for whose record there is
+//! no place is answered with a `cookie`.
 
 use shm_link::link::FrameTx;
 use smoltcp::phy::ChecksumCapabilities;
@@ -13,7 +14,7 @@ use smoltcp::wire::{Ipv4Packet, TcpControl, TcpPacket, TcpRepr};
 use super::connection::Flow;
 use super::half_open::{HalfOpen, Target, Verdict};
 use super::segment::Segment;
-use super::{TcpStreamId, birth};
+use super::{TcpStreamId, birth, cookie};
 use crate::classify::{self, ETHERNET_LEN, Packet, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
 use crate::context::Context;
 use crate::device::Wire;
@@ -79,27 +80,81 @@ impl Sockets {
         if syn.control != TcpControl::Syn || key.remote.port == 0 {
             return Some(Ending::Malformed);
         }
-        if self.half_open >= limits.half_open
-            || self.table.live() >= limits.connections
-            || !self.has_room(&key, listener, true)
-        {
+        if self.table.live() >= limits.connections || !self.has_room(&key, listener, false) {
             return Some(Ending::BacklogFull);
         }
-        let isn = birth::initial_sequence(&self.hasher, &key, now);
         let mac = classify::source(frame)?;
         let timeout = limits.half_open_timeout;
+        if self.half_open >= limits.half_open || !self.has_room(&key, listener, true) {
+            if !limits.syn_cookies {
+                return Some(Ending::BacklogFull);
+            }
+            self.cookies_until = Some(now + cookie::LIFETIME);
+            self.counters.tcp_cookies_sent += 1;
+            let isn = cookie::bake(&self.hasher, &key, &syn, now);
+            let forgotten = HalfOpen::new(key, mac, target, isn, &syn, now, timeout);
+            self.send_segment(&forgotten.syn_ack(self.io.mtu), mac, tx);
+            return Some(Ending::Tcp);
+        }
+        let isn = birth::initial_sequence(&self.hasher, &key, now);
         let half_open = HalfOpen::new(key, mac, target, isn, &syn, now, timeout);
         let answer = half_open.syn_ack(self.io.mtu);
-        let deadline = half_open.deadline();
-        let handle = self.table.insert(Entry::HalfOpen(half_open));
-        self.table.set_key(key, handle.index);
-        self.table.set_deadline(handle.index, Some(deadline));
+        self.keep(half_open);
+        self.send_segment(&answer, mac, tx);
+        Some(Ending::Tcp)
+    }
+
+    /// Enters a handshake under way; gives its slot.
+    fn keep(&mut self, half_open: HalfOpen) -> u32 {
+        let (key, deadline) = (half_open.key, half_open.deadline());
+        let listener = half_open.listener;
+        let index = self.table.insert(Entry::HalfOpen(half_open)).index;
+        self.table.set_key(key, index);
+        self.table.set_deadline(index, Some(deadline));
         self.half_open += 1;
         if let Some(Entry::Listener(listener)) = listener.and_then(|l| self.table.named(l)) {
             listener.half_open += 1;
         }
-        self.send_segment(&answer, mac, tx);
-        Some(Ending::Tcp)
+        index
+    }
+
+    /// A segment of no connection, or one that its handshake's record does not explain:
+    /// perhaps it brings back a cookie, and is the last ACK of a handshake that was not
+    /// kept. `None`: it is not.
+    pub(crate) fn receive_cookie(
+        &mut self,
+        now: Instant,
+        key: FlowKey,
+        packet: &Packet,
+        tcp: &TcpHeader,
+        frame: &[u8],
+        tx: &mut dyn FrameTx,
+    ) -> Option<Ending> {
+        let given_lately = self.cookies_until.is_some_and(|until| now <= until);
+        if !given_lately || tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST) != TCP_ACK {
+            return None;
+        }
+        let target = self.target(&key)?;
+        let (isn, irs) = (tcp.ack.wrapping_sub(1), tcp.seq.wrapping_sub(1));
+        let syn = cookie::check(&self.hasher, &key, irs, isn, now)?;
+        let Some(ack) = self.parse(packet, frame) else {
+            return Some(Ending::Malformed);
+        };
+        if self.table.live() >= self.config.limits.connections
+            || !self.has_room(&key, target.listener, false)
+        {
+            return Some(Ending::BacklogFull);
+        }
+        let mac = classify::source(frame)?;
+        if let Some(index) = self.table.find(&key) {
+            // The SYN came once more when there was a place for it.
+            self.forget_half_open(index);
+        }
+        let numbers = [isn, irs];
+        let half_open = HalfOpen::remembered(key, mac, target, numbers, syn, ack.window_len, now);
+        self.counters.tcp_cookies_taken += 1;
+        let index = self.keep(half_open);
+        Some(self.establish(now, index, frame, tx))
     }
 
     /// Parses a TCP segment, its checksum too unless the link vouched for it, and
@@ -168,6 +223,9 @@ impl Sockets {
                     .unwrap_or(Ending::Malformed)
             }
             Verdict::Reset => {
+                if let Some(ending) = self.receive_cookie(now, key, packet, tcp, frame, tx) {
+                    return ending;
+                }
                 if !self.limiter.permit(now) {
                     return Ending::ReplyLimited;
                 }

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   SYN ──► HalfOpen (a record) ──ACK──► Flow ──► accept callback ─Pass─► accept queue
-//!            │ bounded, expires            made here                       │ bounded
-//!            └ full: the SYN is dropped without a word ◄───────────────────┘ full
+//!            │ bounded, expires            made here ▲                     │ bounded
+//!            └ full: a cookie, no record ──ACK────────┘                     │
+//!              the SYN is dropped without a word ◄──────────────────────────┘ full
 //! ```
 //! The way from a SYN to the accept queue is in `handshake`. A full backlog never
 //! resets anybody: the SYN, or the ACK that would complete a handshake, is
@@ -36,9 +37,10 @@ pub(crate) struct Listener {
 
 impl Sockets {
     /// Listens on a port. Up to `backlog` connections (at least one) wait to be
-    /// accepted, and as many handshakes may be under way; beyond that SYNs are
-    /// dropped silently, so that the other end tries again. Streams get
-    /// `options`.
+    /// accepted, and as many handshakes may be under way; beyond that handshakes are
+    /// not kept but answered with SYN cookies ([`Limits`](crate::config::Limits)).
+    /// While too many wait to be accepted SYNs are dropped silently, so that the
+    /// other end tries again. Streams get `options`.
     ///
     /// # Errors
     /// [`BindError`].

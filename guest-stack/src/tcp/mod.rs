@@ -7,6 +7,7 @@
 //! | `segment` | segments written without a socket |
 //! | `memory` | a socket with the memory of its buffers, which is used again |
 //! | `birth` | sockets with an initial sequence number of our choice |
+//! | `cookie` | a handshake that is kept in its own sequence number |
 //! | `half_open` | a handshake before it has a socket |
 //! | `recovery` | resending what was lost before a timeout |
 //! | `connection` | a connection while it has one |
@@ -22,6 +23,7 @@ pub mod options;
 pub(crate) mod segment;
 pub(crate) mod memory;
 pub(crate) mod birth;
+pub(crate) mod cookie;
 pub(crate) mod half_open;
 pub(crate) mod recovery;
 pub(crate) mod connection;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use guest_stack::config::{Limits, StackConfig};
 use guest_stack::error::{BindError, StreamError};
 use guest_stack::tcp::TcpListenerId;
 use guest_stack::tcp::options::TcpOptions;
@@ -140,11 +141,103 @@ fn handshakes_under_way_are_bounded_by_the_backlog_too() {
     let (mut bench, _) = listening(2);
     half_open(&mut bench, 4000);
     half_open(&mut bench, 4001);
-    assert_eq!(segments(&mut bench, &Segment::syn(4002, 1)), []);
-    // A reset of one of them makes room.
+    // Answered, and not kept: nothing is repeated, and nothing expires.
+    let (syn, answer) = half_open(&mut bench, 4002);
+    assert_eq!(segments(&mut bench, &syn), [answer]);
+    assert_eq!(bench.stack.sockets().counters().tcp_cookies_sent, 2);
+    assert_eq!(tcps(&bench.pass(Duration::from_secs(60))).len(), 2 * 3);
+    assert_eq!(bench.stack.sockets().counters().tcp_half_open_expired, 2);
+}
+
+/// What completes a handshake, with data.
+fn with_data(syn: &Segment, answer: &SeenTcp) -> Segment {
+    syn.then(".", syn.seq + 1, answer.seq + 1, b"hello")
+}
+
+#[test]
+fn who_brings_a_cookie_back_has_a_connection_even_while_a_flood_goes_on() {
+    let (mut bench, listener) = listening(8);
+    for port in 0..5000 {
+        segments(&mut bench, &Segment::syn(10_000 + port, 1));
+        if port % 1000 != 500 {
+            continue;
+        }
+        let (syn, answer) = half_open(&mut bench, 4000 + port);
+        let answers = segments(&mut bench, &with_data(&syn, &answer));
+        assert!(answers.iter().all(|seen| seen.flags & RST == 0));
+        let (stream, peer) = bench.stack.sockets().tcp_accept(listener).unwrap();
+        assert_eq!(peer.port(), 4000 + port);
+        let mut buffer = [0; 10];
+        assert_eq!(bench.stack.sockets().tcp_recv(stream, &mut buffer), Ok(5));
+        assert_eq!(&buffer[..5], b"hello");
+    }
+    let counters = bench.stack.sockets().counters();
+    assert_eq!(counters.tcp_cookies_taken, 5);
+    assert_eq!(counters.tcp_established, 5);
+    assert_eq!(counters.tcp_cookies_sent, 5005 - 8);
+}
+
+#[test]
+fn a_cookie_is_good_for_its_own_handshake_only_and_not_for_ever() {
+    let (mut bench, _) = listening(1);
+    half_open(&mut bench, 3999);
+    let (syn, answer) = half_open(&mut bench, 4000);
+    let refused = |bench: &mut Bench, segment: &Segment| {
+        let answers = segments(bench, segment);
+        assert!(
+            answers.iter().all(|seen| seen.flags & RST != 0),
+            "{answers:?}"
+        );
+        assert_eq!(bench.stack.sockets().counters().tcp_cookies_taken, 0);
+    };
+    // Another number, another peer, another beginning.
+    refused(&mut bench, &syn.then(".", 1001, answer.seq + 2, b""));
+    refused(
+        &mut bench,
+        &Segment::syn(4001, 1000).then(".", 1001, answer.seq + 1, b""),
+    );
+    refused(&mut bench, &syn.then(".", 1002, answer.seq + 1, b""));
+    bench.pass(Duration::from_secs(33));
+    refused(&mut bench, &with_data(&syn, &answer));
+}
+
+#[test]
+fn a_syn_that_comes_twice_once_for_a_cookie_and_once_for_a_record_makes_one_connection() {
+    let (mut bench, listener) = listening(1);
+    let (other, _) = half_open(&mut bench, 3999);
+    let (syn, cookie) = half_open(&mut bench, 4000);
+    // There is a place again, and the network brings the SYN once more.
+    segments(&mut bench, &other.then("R", 1001, 0, b""));
+    let record = segments(&mut bench, &syn)[0].clone();
+    assert_ne!(record.seq, cookie.seq);
+    let answers = segments(&mut bench, &with_data(&syn, &cookie));
+    assert!(answers.iter().all(|seen| seen.flags & RST == 0));
+    bench.stack.sockets().tcp_accept(listener).unwrap();
+    assert_eq!(bench.stack.sockets().counters().tcp_established, 1);
+    // Nothing is left of the record.
+    half_open(&mut bench, 4001);
+    assert_eq!(bench.stack.sockets().counters().tcp_cookies_sent, 1);
+}
+
+#[test]
+fn with_cookies_switched_off_handshakes_beyond_the_backlog_are_not_answered() {
+    let config = StackConfig {
+        limits: Limits {
+            syn_cookies: false,
+            ..Limits::default()
+        },
+        ..config(1)
+    };
+    let mut bench = Bench::with(config, net(0));
+    bench.introduce_peer();
+    let options = TcpOptions::default();
+    bench.stack.sockets().tcp_listen(80, 1, options).unwrap();
+    half_open(&mut bench, 4000);
+    assert_eq!(segments(&mut bench, &Segment::syn(4001, 1)), []);
+    // A reset of the one makes room.
     let reset = Segment::syn(4000, 0).then("R", 1001, 0, b"");
     assert_eq!(segments(&mut bench, &reset), []);
-    assert_eq!(segments(&mut bench, &Segment::syn(4002, 1)).len(), 1);
+    assert_eq!(segments(&mut bench, &Segment::syn(4001, 1)).len(), 1);
 }
 
 #[test]
