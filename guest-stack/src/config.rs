@@ -46,8 +46,8 @@ impl Default for Protocols {
 /// Bounds on what the wire can make the stack keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Handshakes under way, over all listeners. An entry takes some 200 bytes.
-    /// Default 4096. At the limit see `syn_cookies`.
+    /// Handshakes under way, over all listeners. An entry takes some 430 bytes, its
+    /// places in the tables included. Default 4096. At the limit see `syn_cookies`.
     pub half_open: usize,
     /// Whether a SYN for whose handshake there is no place is answered with a SYN cookie
     /// (RFC 4987, 3.6), so that a flood of SYNs keeps nobody out; else it is dropped
@@ -62,8 +62,9 @@ pub struct Limits {
     /// How long TIME-WAIT lasts. Default 10 s (as smoltcp has it; RFC 9293
     /// asks for two maximum segment lifetimes, which is longer).
     pub time_wait_duration: Duration,
-    /// Connections of all kinds together, TIME-WAIT aside. Default 65,536. At the
-    /// limit SYNs are dropped and `connect` fails. Each has its two buffers
+    /// Connections and sockets of all kinds together; handshakes under way and
+    /// TIME-WAIT have limits of their own. Default 65,536. At the limit SYNs are
+    /// dropped and `connect` fails. Each has its two buffers
     /// ([`crate::tcp::options`]): where an application accepts whoever comes,
     /// set it to what memory suffices for.
     pub connections: usize,

@@ -42,6 +42,11 @@ impl Sockets {
         })
     }
 
+    /// Connections and sockets of all kinds, without handshakes under way and TIME-WAIT.
+    pub(super) fn connections(&self) -> usize {
+        self.table.live() - self.half_open
+    }
+
     /// Whether a listener takes one more connection or handshake. An accept
     /// callback alone always does.
     fn has_room(&mut self, key: &FlowKey, listener: Option<Handle>, handshake: bool) -> bool {
@@ -80,7 +85,7 @@ impl Sockets {
         if syn.control != TcpControl::Syn || key.remote.port == 0 {
             return Some(Ending::Malformed);
         }
-        if self.table.live() >= limits.connections || !self.has_room(&key, listener, false) {
+        if self.connections() >= limits.connections || !self.has_room(&key, listener, false) {
             return Some(Ending::BacklogFull);
         }
         let mac = classify::source(frame)?;
@@ -140,7 +145,7 @@ impl Sockets {
         let Some(ack) = self.parse(packet, frame) else {
             return Some(Ending::Malformed);
         };
-        if self.table.live() >= self.config.limits.connections
+        if self.connections() >= self.config.limits.connections
             || !self.has_room(&key, target.listener, false)
         {
             return Some(Ending::BacklogFull);
@@ -154,7 +159,7 @@ impl Sockets {
         let half_open = HalfOpen::remembered(key, mac, target, numbers, syn, ack.window_len, now);
         self.counters.tcp_cookies_taken += 1;
         let index = self.keep(half_open);
-        Some(self.establish(now, index, frame, tx))
+        Some(self.establish(now, index, packet, tcp, frame, tx))
     }
 
     /// Parses a TCP segment, its checksum too unless the link vouched for it, and

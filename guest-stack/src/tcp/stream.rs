@@ -85,7 +85,7 @@ impl Sockets {
         if remote.port == 0 || !remote.addr.is_unicast() || self.is_broadcast(&remote.addr) {
             return Err(StreamError::Unreachable);
         }
-        if self.table.live() >= self.config.limits.connections {
+        if self.connections() >= self.config.limits.connections {
             return Err(BindError::NoFreePort.into());
         }
         let source = self

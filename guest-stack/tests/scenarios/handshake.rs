@@ -268,6 +268,36 @@ fn the_last_ack_of_a_handshake_waits_without_a_word_while_the_queue_is_full() {
 }
 
 #[test]
+fn a_flood_of_syns_takes_no_place_of_a_connection_and_keeps_nobody_out() {
+    let mut config = config(1);
+    config.limits.half_open = 16;
+    // One place is the listener's.
+    config.limits.connections = 3;
+    let mut bench = Bench::with(config, net(0));
+    bench.introduce_peer();
+    let options = TcpOptions::default();
+    let listener = bench.stack.sockets().tcp_listen(80, 64, options).unwrap();
+    assert_eq!(complete(&mut bench, 1), []);
+    let (before, _) = bench.stack.sockets().tcp_accept(listener).unwrap();
+    for port in 1000..11_000 {
+        half_open(&mut bench, port);
+    }
+    assert_eq!(complete(&mut bench, 2), []);
+    let (stream, _) = bench.stack.sockets().tcp_accept(listener).unwrap();
+    for stream in [before, stream] {
+        assert_eq!(bench.stack.sockets().tcp_send(stream, b"there"), Ok(5));
+    }
+    let sent = tcps(&bench.pass(Duration::from_millis(1)));
+    assert_eq!(sent.iter().filter(|tcp| tcp.data == b"there").count(), 2);
+    // Connections are bounded as ever.
+    let counters = bench.stack.sockets().counters();
+    assert_eq!((counters.tcp_established, counters.rx_backlog_full), (2, 0));
+    assert_eq!(segments(&mut bench, &Segment::syn(3, 1000)), []);
+    let counters = bench.stack.sockets().counters();
+    assert_eq!(counters.rx_backlog_full, 1);
+}
+
+#[test]
 fn a_handshake_that_is_not_completed_is_repeated_and_then_forgotten() {
     let (mut bench, _) = listening(4);
     let (syn, answer) = half_open(&mut bench, 4000);
