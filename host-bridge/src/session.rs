@@ -6,9 +6,9 @@
 //! port's task to [do](Action). The port's task moves messages and applies
 //! actions.
 //!
-//! While a change is on its way to the guest, both what held before and what
-//! will hold is allowed: the larger MTU, the addresses of both. Once the guest
-//! has acknowledged, only the new.
+//! While a change is on its way to the guest, what held before, what it was sent
+//! and what will hold is allowed: the largest MTU, the addresses of all. Once the
+//! guest has acknowledged, only the new.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -197,6 +197,7 @@ impl Session {
 
     /// Takes one message of the guest.
     pub(crate) fn handle_message(&mut self, bytes: &[u8]) -> Result<Vec<Action>, PeerFault> {
+        let under_way = self.control.under_way().cloned();
         let Some(event) = self.control.handle_message(bytes)? else {
             return Ok(Vec::new());
         };
@@ -233,12 +234,7 @@ impl Session {
                 vec![tap, info(text)]
             }
             HostEvent::Acknowledged { serial } => {
-                self.confirmed = self
-                    .control
-                    .agreed()
-                    .filter(|agreed| agreed.serial == serial)
-                    .cloned()
-                    .or(self.confirmed.take());
+                self.confirmed = under_way.or(self.confirmed.take());
                 let mut actions = vec![Action::Answered {
                     serial,
                     result: Ok(()),
@@ -373,9 +369,14 @@ impl Session {
             return;
         };
         let held = self.confirmed.as_ref().unwrap_or(agreed);
-        let filter = filter_for(&self.filter, &[held, agreed]);
-        let (carrier, mtu) = (agreed.carrier, held.mtu.max(agreed.mtu));
-        let to_host = held.offloads_to_host.union(agreed.offloads_to_host);
+        // The guest may have applied it before its answer is seen.
+        let under_way = self.control.under_way().unwrap_or(agreed);
+        let all = [held, under_way, agreed];
+        let filter = filter_for(&self.filter, &all);
+        let carrier = agreed.carrier;
+        let mtu = all.map(|config| config.mtu).into_iter().max().unwrap_or(0);
+        let offloads = all.map(|config| config.offloads_to_host);
+        let to_host = offloads.into_iter().fold(Offloads::NONE, Offloads::union);
         let to_guest = agreed.offloads_to_guest;
         self.change_policy(|policy| {
             policy.filter = filter;
@@ -460,4 +461,78 @@ pub(crate) fn printable(text: &str) -> String {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shm_link::control::{GuestControl, GuestEvent, GuestOffer};
+
+    /// Gives the guest all that there is for it, and the session the answers.
+    fn exchange(session: &mut Session, guest: &mut GuestControl, answers: bool) {
+        for _ in 0..10 {
+            while let Some(message) = session.poll_transmit().map(<[u8]>::to_vec) {
+                session.transmitted();
+                if let Some(GuestEvent::Changed(config)) = guest.handle_message(&message).unwrap() {
+                    guest.applied(config.serial);
+                }
+            }
+            while answers && let Some(message) = guest.poll_transmit().map(<[u8]>::to_vec) {
+                guest.transmitted();
+                session.handle_message(&message).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_guest_was_sent_is_allowed_although_newer_changes_wait_behind_it() {
+        let all = Offloads::CHECKSUM.union(Offloads::TSO4);
+        let bad: ImpairConfig = "loss=1%".parse().unwrap();
+        let good = ImpairConfig::default();
+        let mut session = Session::new(
+            NetworkConfig::new([2, 0, 0, 0, 0, 1], 1500),
+            all,
+            FilterConfig::default(),
+            Limits::default(),
+            bad.clone(),
+            good.clone(),
+        )
+        .unwrap();
+        let policy = session.policy();
+        let allowed = || policy.borrow().offloads_to_host;
+        let mut guest = GuestControl::new(GuestOffer {
+            session: 1,
+            versions: VersionRange::SUPPORTED,
+            features: 0,
+            max_mtu: 1500,
+            can_receive: all,
+            can_send: all,
+            name: Default::default(),
+        });
+        exchange(&mut session, &mut guest, true);
+        while session.state() != &PortState::Running {
+            let message = guest.poll_transmit().map(<[u8]>::to_vec).unwrap();
+            guest.transmitted();
+            session.handle_message(&message).unwrap();
+            exchange(&mut session, &mut guest, true);
+        }
+        assert_eq!(allowed(), Offloads::NONE);
+        let change = |session: &mut Session, impair: &ImpairConfig| {
+            session
+                .update(|_| Ok(()), Some(impair.clone()), None)
+                .unwrap();
+        };
+        // The guest applies the first change; its answer is not seen yet.
+        change(&mut session, &good);
+        exchange(&mut session, &mut guest, false);
+        change(&mut session, &bad);
+        assert_eq!(allowed(), all);
+        // The answer is seen: what it names holds until the next one's is.
+        let answer = guest.poll_transmit().map(<[u8]>::to_vec).unwrap();
+        guest.transmitted();
+        session.handle_message(&answer).unwrap();
+        assert_eq!(allowed(), all);
+        exchange(&mut session, &mut guest, true);
+        assert_eq!(allowed(), Offloads::NONE);
+    }
 }

@@ -157,10 +157,10 @@ fn usable(common: Offloads) -> Offloads {
 }
 
 /// The update that was sent last and is not answered yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 struct OpenUpdate {
     id: u32,
-    serial: u32,
+    config: NetworkConfig,
 }
 
 #[expect(
@@ -231,6 +231,15 @@ impl HostControl {
     pub fn agreed(&self) -> Option<&NetworkConfig> {
         match &self.state {
             State::Running { agreed, .. } => Some(agreed),
+            State::Waiting | State::Refused(_) | State::Greeted => None,
+        }
+    }
+
+    /// The configuration that the guest was sent last and has not answered: it may
+    /// have applied it already. Newer ones wait behind it.
+    pub fn under_way(&self) -> Option<&NetworkConfig> {
+        match &self.state {
+            State::Running { update, .. } => update.as_ref().map(|open| &open.config),
             State::Waiting | State::Refused(_) | State::Greeted => None,
         }
     }
@@ -366,8 +375,8 @@ impl HostControl {
         };
         if self.outbox.push(0, |buf| message.encode(buf)).is_ok() {
             self.next_id = id.wrapping_add(1);
-            let serial = agreed.serial;
-            *update = Some(OpenUpdate { id, serial });
+            let config = agreed.clone();
+            *update = Some(OpenUpdate { id, config });
             *unsent = false;
         }
     }
@@ -535,8 +544,8 @@ impl HostControl {
         self.answer(id, FromHost::Config(agreed.clone()));
         // The decoder let no longer name through than a Name holds.
         self.guest_name = Name::try_from(asked.name).unwrap_or_default();
-        let update = match self.state {
-            State::Running { update, .. } => update,
+        let update = match &mut self.state {
+            State::Running { update, .. } => update.take(),
             State::Waiting | State::Refused(_) | State::Greeted => None,
         };
         self.state = State::Running {
@@ -556,7 +565,8 @@ impl HostControl {
     fn close_update(&mut self, id: u32) -> Option<u32> {
         match &mut self.state {
             State::Running { update, .. } => {
-                update.take_if(|open| open.id == id).map(|open| open.serial)
+                let closed = update.take_if(|open| open.id == id);
+                closed.map(|open| open.config.serial)
             }
             State::Waiting | State::Refused(_) | State::Greeted => None,
         }
