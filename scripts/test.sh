@@ -72,6 +72,9 @@ fi
 step "tests"
 cargo test --locked --workspace --all-features
 
+step "simulation"
+cargo test --locked --release -p simulation
+
 step "what the fuzzer kept"
 cargo fmt --manifest-path fuzz/Cargo.toml --check
 cargo clippy --locked --manifest-path fuzz/Cargo.toml --all-targets --target-dir "${CARGO_TARGET_DIR:-target}/fuzz" --quiet -- -D warnings
