@@ -17,6 +17,12 @@ use shm_link::superblock::LayoutError;
 
 use crate::kernel;
 
+/// What this kernel's heap spares for the network: whoever is on it may open
+/// connections, and a kernel without memory is a dead one. 89 connections.
+pub const NETWORK_BYTES: usize = 16 << 20;
+/// What the kernel's own programs keep for each connection; nothing here.
+pub const PER_CONNECTION_BYTES: usize = 0;
+
 /// Rings the monitor: one port write, wired to an ioeventfd.
 #[derive(Clone)]
 pub struct HostBell;
@@ -85,7 +91,8 @@ pub unsafe fn start(
     };
     // The low half of a seed is as good a session number as any.
     let control = Control::new(offer(seed[0] as u32, "arca"));
-    let stack = Stack::with_control(link, StackConfig::new(seed), control, ArcaPlatform.now());
+    let config = StackConfig::for_memory(seed, NETWORK_BYTES, PER_CONNECTION_BYTES);
+    let stack = Stack::with_control(link, config, control, ArcaPlatform.now());
     Ok(Network::new(stack, ArcaPlatform))
 }
 

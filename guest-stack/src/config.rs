@@ -134,7 +134,59 @@ impl StackConfig {
             udp_buffer_datagrams: 64,
         }
     }
+
+    /// The defaults, lowered so that what the wire can make the stack keep stays
+    /// within `bytes` of memory: for a kernel whose heap must never run out.
+    ///
+    /// `per_connection` is what the application keeps for each connection besides
+    /// the buffers of `tcp`: a task, a thread's stack, larger buffers that it asks
+    /// for itself; in bytes.
+    ///
+    /// What is bounded, in this order: the stack itself (some 300 KB with this
+    /// workspace's settings); an eighth, at most 8 MiB, for buffers kept from
+    /// ended streams; an eighth, at most 4 MiB, for handshakes and TIME-WAIT; the
+    /// rest for connections with 7 KB and two buffers each. The buffers are of
+    /// 65,535 bytes where 32 connections fit, and smaller, down to 2,048,
+    /// where they do not. At least 8 connections are allowed, whatever there is.
+    /// The rings are not in it (they are shared memory), and UDP sockets, with
+    /// twice [`udp_buffer_bytes`](Self::udp_buffer_bytes) each, come on top: only
+    /// the application makes them.
+    ///
+    /// | `bytes` | buffers, each | connections | half-open |
+    /// | --- | --- | --- | --- |
+    /// | 2 MiB | 17 KB | 32 | 263 |
+    /// | 16 MiB | 64 KB | 89 | 2,397 |
+    /// | 64 MiB | 64 KB | 397 | 4,096 |
+    /// | 1 GiB | 64 KB | 7,679 | 4,096 |
+    ///
+    /// (with nothing per connection).
+    pub fn for_memory(seed: [u64; 2], bytes: usize, per_connection: usize) -> Self {
+        let mut config = Self::new(seed);
+        let rest = bytes.saturating_sub(OWN_BYTES);
+        config.spare_buffer_bytes = config.spare_buffer_bytes.min(rest / 8);
+        let table = &mut config.limits;
+        table.half_open = table.half_open.min(rest / 16 / ENTRY_BYTES);
+        table.time_wait = table.time_wait.min(rest / 16 / ENTRY_BYTES);
+        let tables = (table.half_open + table.time_wait) * ENTRY_BYTES;
+        let for_connections = rest - config.spare_buffer_bytes - tables;
+        let fixed = CONNECTION_BYTES + per_connection;
+        let buffer = (for_connections / 32).saturating_sub(fixed) / 2;
+        let buffer = buffer.clamp(2048, 65_535);
+        config.tcp.rx_buffer_bytes = buffer;
+        config.tcp.tx_buffer_bytes = buffer;
+        let connections = for_connections / (fixed + 2 * buffer);
+        config.limits.connections = connections.clamp(8, config.limits.connections);
+        config
+    }
 }
+
+/// The interface with its buffers for fragments, and those of reassembly.
+const OWN_BYTES: usize = size_of::<smoltcp::iface::Interface>()
+    + smoltcp::config::REASSEMBLY_BUFFER_COUNT * smoltcp::config::REASSEMBLY_BUFFER_SIZE;
+/// A half-open or TIME-WAIT entry with its places in the tables; measured.
+const ENTRY_BYTES: usize = 430;
+/// A connection besides its buffers; measured.
+const CONNECTION_BYTES: usize = 7 << 10;
 
 /// The network as it is now: who we are, and what the link can do. A new one
 /// may be applied to a running stack at any time.
@@ -279,4 +331,50 @@ pub(crate) fn with_interface_id(prefix: [u8; 8], mac: [u8; 6]) -> Ipv6Addr {
     octets[..8].copy_from_slice(&prefix);
     octets[8..].copy_from_slice(&id);
     Ipv6Addr::from(octets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_memory_bounds_fits_into_it_and_grows_with_it() {
+        let mut last = 0;
+        for shift in 20..=32 {
+            let bytes = 1usize << shift;
+            for per_connection in [0, 100_000] {
+                let config = StackConfig::for_memory([1, 2], bytes, per_connection);
+                let Limits {
+                    connections,
+                    half_open,
+                    time_wait,
+                    ..
+                } = config.limits;
+                let buffers = config.tcp.rx_buffer_bytes + config.tcp.tx_buffer_bytes;
+                let sum = OWN_BYTES
+                    + config.spare_buffer_bytes
+                    + (half_open + time_wait) * ENTRY_BYTES
+                    + connections * (CONNECTION_BYTES + per_connection + buffers);
+                assert!(sum <= bytes || connections == 8, "{bytes}: {sum}");
+                assert!(sum > bytes / 2 || connections == 65_536, "{bytes}: {sum}");
+                if per_connection == 0 {
+                    std::println!(
+                        "{} MiB: {} bytes, {connections} connections, {half_open} half-open; own {OWN_BYTES}",
+                        bytes >> 20,
+                        buffers / 2
+                    );
+                    assert!(connections >= last);
+                    last = connections;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn with_hardly_any_memory_there_is_still_a_stack() {
+        let config = StackConfig::for_memory([1, 2], 0, 0);
+        assert_eq!(config.limits.connections, 8);
+        assert_eq!(config.tcp.rx_buffer_bytes, 2048);
+        assert_eq!(config.spare_buffer_bytes, 0);
+    }
 }

@@ -25,18 +25,15 @@ use crate::memory::Heap;
 use crate::platform::{Kernel, KernelNetwork};
 use crate::{interrupts, last_words, random, serial, services, threads};
 
-/// Buffers of a usual TCP stream, in bytes each way.
-const STREAM_BYTES: usize = 65_535;
-/// The same of a stream that carries much, to which `demo-guest` gives four times
-/// as much. Any connection may be one.
-const BULK_STREAM_BYTES: usize = 4 * (STREAM_BYTES + 1);
+/// What `demo-guest` adds to the two buffers of a stream that carries much: it
+/// gives them four times the usual 64 KiB. Any connection may be one.
+const BULK_STREAM_BYTES: usize = 2 * 3 * (64 << 10);
 /// What a service keeps for a connection at the most: the buffer of a bulk
 /// transfer, and its task.
 const SERVICE_BYTES: usize = 72 << 10;
-/// What is not for connections: the stacks of the echo's threads, buffers kept
-/// for further streams, entries of handshakes and of TIME-WAIT, sockets.
-const RESERVED_BYTES: usize = 32 << 20;
-const SPARE_BUFFER_BYTES: usize = 4 << 20;
+/// What is not for the stack: the stacks of the echo's threads, UDP sockets, and
+/// what is lost between pieces.
+const RESERVED_BYTES: usize = 24 << 20;
 
 /// Runs until the end of the machine; `heap` has its memory already.
 pub fn run(info: &StartInfo, heap: &'static Heap) -> ! {
@@ -75,14 +72,10 @@ fn attach(
     };
     last_words::prepare(device.region, device.host_bell);
     let seed = random::seed(options.seed);
-    let mut config = StackConfig::new(seed);
-    config.tcp.rx_buffer_bytes = STREAM_BYTES;
-    config.tcp.tx_buffer_bytes = STREAM_BYTES;
-    config.spare_buffer_bytes = SPARE_BUFFER_BYTES;
     // Whoever is on the network may open connections, and a kernel without
     // memory is a dead one.
-    let for_streams = heap.free_bytes().saturating_sub(RESERVED_BYTES);
-    config.limits.connections = (for_streams / (2 * BULK_STREAM_BYTES + SERVICE_BYTES)).max(4);
+    let bytes = heap.free_bytes().saturating_sub(RESERVED_BYTES);
+    let config = StackConfig::for_memory(seed, bytes, SERVICE_BYTES + BULK_STREAM_BYTES);
     log::info!("memory for {} connections", config.limits.connections);
     let control = Control::new(offer(seed[0] as u32, options.name));
     let stack = Stack::with_control(link, config, control, clock.now());
