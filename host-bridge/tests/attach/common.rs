@@ -169,6 +169,17 @@ impl RawGuest {
         doorbell: EventFd,
         socket: Option<std::os::fd::OwnedFd>,
     ) -> Self {
+        Self::offering(offer(), memory, ring_host, doorbell, socket)
+    }
+
+    /// The same with an offer of the caller's.
+    pub(crate) fn offering(
+        offer: GuestOffer,
+        memory: shm_link::linux::memory::SharedMemory,
+        ring_host: EventFd,
+        doorbell: EventFd,
+        socket: Option<std::os::fd::OwnedFd>,
+    ) -> Self {
         let bell = Bell(std::sync::Arc::new(ring_host));
         // SAFETY: the bridge in this process keeps to the layout.
         let link = unsafe { ShmLink::attach(memory.region(), bell.clone()) }.expect("link");
@@ -176,7 +187,7 @@ impl RawGuest {
             link,
             bell,
             doorbell,
-            control: GuestControl::new(offer()),
+            control: GuestControl::new(offer),
             config: NetworkConfig::new([2, 0, 0, 0, 0, 1], 1500),
             changes: Vec::new(),
             memory,
@@ -229,12 +240,17 @@ impl RawGuest {
     }
 
     pub(crate) fn send(&mut self, frame: &[u8]) {
+        self.send_offloaded(frame, OffloadHeader::NONE);
+    }
+
+    /// Sends a frame of which something is left to the host.
+    pub(crate) fn send_offloaded(&mut self, frame: &[u8], offload: OffloadHeader) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let (_, tx) = self.link.split();
             if let Some(room) = tx.reserve(frame.len()).expect("link") {
                 room.copy_from_slice(frame);
-                tx.commit(frame.len(), OffloadHeader::NONE);
+                tx.commit(frame.len(), offload);
                 tx.flush();
                 return;
             }

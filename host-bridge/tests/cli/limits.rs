@@ -1,12 +1,17 @@
 //! Limits of a guest, changed while it runs: nothing is lost by them.
 
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use shm_link::control::GuestOffer;
 use shm_link::link::{FrameTx, Link};
+use shm_link::linux::attach::Attachment;
+use shm_link::offload::{OffloadHeader, Offloads};
 use shm_link::stream::Framing;
 
-use crate::common::{PATIENCE, RawGuest, in_private_network};
+use crate::common::{PATIENCE, RawGuest, address, in_private_network, offer};
 use crate::guest::StreamGuest;
 use crate::support::{DaemonProcess, LivingGuest};
 
@@ -68,6 +73,69 @@ fn a_limit_of_frames_holds_the_guest_back_and_loses_nothing() {
         while frames(&daemon, "guest_to_host") < 300 {
             assert!(Instant::now() < deadline, "frames were lost");
         }
+        drop(guest);
+    });
+}
+
+/// A guest that leaves checksums to the host.
+fn attach_with_offloads() -> RawGuest {
+    let attachment = Attachment::connect(&address(), PATIENCE).unwrap();
+    let offer = GuestOffer {
+        can_send: Offloads::CHECKSUM,
+        ..offer()
+    };
+    let (ring, doorbell) = (attachment.ring_host, attachment.doorbell);
+    let socket = Some(attachment.socket);
+    RawGuest::offering(offer, attachment.memory, ring, doorbell, socket)
+}
+
+/// Fault injection takes offloads back. The guest's acknowledgement overtakes the frames
+/// that a limit holds back in another ring, and it broke no rule with them.
+#[test]
+fn frames_that_left_before_offloads_were_taken_back_are_taken_and_later_ones_are_a_fault() {
+    in_private_network(|| async {
+        const FRAMES: u64 = 200;
+        let daemon = DaemonProcess::start(&["--limit-to-host", "frames=5"]);
+        let unfinished = OffloadHeader {
+            flags: 1,
+            csum_start: 34,
+            csum_offset: 6,
+            ..OffloadHeader::NONE
+        };
+        let (attached, is_attached) = std::sync::mpsc::channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let guest = std::thread::spawn(move || {
+            let mut guest = attach_with_offloads();
+            // A datagram from the guest to a broadcast address.
+            let mut frame = vec![0xff; 6];
+            frame.extend(guest.config.mac);
+            frame.extend([8, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0]);
+            frame.extend(guest.config.v4[0].addr.octets());
+            frame.extend([10, 77, 0, 3, 0, 9, 0, 9, 0, 8, 0, 0]);
+            for _ in 0..FRAMES {
+                guest.send_offloaded(&frame, unfinished);
+            }
+            attached.send(()).unwrap();
+            while !stopped.load(Ordering::Relaxed) {
+                guest.control_step().unwrap();
+                guest.doorbell_nap();
+            }
+            guest.send_offloaded(&frame, unfinished);
+            guest
+        });
+        is_attached.recv_timeout(PATIENCE).unwrap();
+        daemon.succeed(&["set", "guest0", "--impair-to-host", "delay=1ms"]);
+        assert!(frames(&daemon, "guest_to_host") < FRAMES, "nothing waited");
+        daemon.succeed(&["set", "guest0", "--limit-to-host", "off"]);
+        let deadline = Instant::now() + PATIENCE;
+        while frames(&daemon, "guest_to_host") < FRAMES {
+            assert!(Instant::now() < deadline, "the guest is cut off");
+        }
+        assert!(!daemon.log().contains("cut off"));
+        stop.store(true, Ordering::Relaxed);
+        let guest = guest.join().unwrap();
+        daemon.until_logged("cut off (offload)");
         drop(guest);
     });
 }
