@@ -354,9 +354,10 @@ impl End {
         let mut moved = false;
         let mut buffer = [0; 4096];
         while !self.seen_end {
-            let mut len = self.id.map_or(NAME_LEN - self.read, |id| {
-                connections[id].plan.chunk[self.side].min(4096)
-            });
+            let mut len = match self.id {
+                Some(id) => connections[id].plan.chunk[self.side].min(4096),
+                None => NAME_LEN - self.read,
+            };
             let pause = self
                 .id
                 .and_then(|id| connections[id].plan.pauses[self.side]);
