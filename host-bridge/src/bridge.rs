@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shm_link::region::Region;
@@ -18,6 +18,7 @@ use crate::bell::Doorbells;
 use crate::error::BridgeError;
 use crate::netlink::Netlink;
 use crate::port::{Port, PortConfig, PortEnd, PortHandle, PortStatus};
+use crate::tap::Tap;
 use crate::workers::{Seat, Workers};
 
 /// All ports of this process. Clones are the same bridge.
@@ -91,12 +92,15 @@ impl Bridge {
         region: Region,
         layout: Layout,
         doorbells: Doorbells,
-        config: PortConfig,
+        mut config: PortConfig,
     ) -> Result<AttachedPort, BridgeError> {
         self.check_name(&config.name)?;
         let netlink = self.netlink.clone();
-        let open = async move { Port::open(&netlink, region, layout, doorbells, config).await };
-        self.seated(open).await
+        let tap = Port::tap(&netlink, &mut config, Ok(&layout)).await?;
+        let kept = keep(&tap, &config.name)?;
+        let open =
+            async move { Port::open(&netlink, region, layout, doorbells, config, tap).await };
+        self.seated(open, kept).await
     }
 
     /// Attaches a guest that is at the other end of a byte stream: a connected
@@ -113,25 +117,28 @@ impl Bridge {
         &self,
         fd: OwnedFd,
         framing: Framing,
-        config: PortConfig,
+        mut config: PortConfig,
     ) -> Result<AttachedPort, BridgeError> {
         self.check_name(&config.name)?;
         let netlink = self.netlink.clone();
-        let open = async move { Port::open_stream(&netlink, fd, framing, config).await };
-        self.seated(open).await
+        let tap = Port::tap(&netlink, &mut config, Err(framing)).await?;
+        let kept = keep(&tap, &config.name)?;
+        let open = async move { Port::open_stream(&netlink, fd, framing, config, tap).await };
+        self.seated(open, kept).await
     }
 
     /// Opens a port on a thread that has room.
     async fn seated(
         &self,
         open: impl Future<Output = Result<Port, BridgeError>> + Send + 'static,
+        kept: OwnedFd,
     ) -> Result<AttachedPort, BridgeError> {
         let seat = self.workers.seat();
         let opened = seat.run(open).await;
         let opened = opened.map_err(|error| {
             BridgeError::io("making a port".to_owned(), std::io::Error::other(error))
         })?;
-        Ok(self.attached(opened?, seat))
+        Ok(self.attached(opened?, seat, kept))
     }
 
     fn check_name(&self, name: &str) -> Result<(), BridgeError> {
@@ -145,7 +152,7 @@ impl Bridge {
         Err(BridgeError::io(format!("making port {name}"), why))
     }
 
-    fn attached(&self, port: Port, seat: Seat) -> AttachedPort {
+    fn attached(&self, port: Port, seat: Seat, tap: OwnedFd) -> AttachedPort {
         let handle = port.handle();
         self.ports()
             .insert(handle.name().to_owned(), handle.clone());
@@ -153,6 +160,7 @@ impl Bridge {
             port: Some(port),
             handle,
             bridge: self.clone(),
+            tap: Some(tap),
             _seat: seat,
         }
     }
@@ -180,7 +188,18 @@ pub struct AttachedPort {
     port: Option<Port>,
     handle: PortHandle,
     bridge: Bridge,
+    /// The last one of this TAP to be closed, so that it happens here and not on the
+    /// port's thread.
+    tap: Option<OwnedFd>,
     _seat: Seat,
+}
+
+/// A descriptor that keeps a TAP until it is closed where closing it may take its time.
+fn keep(tap: &Tap, port: &str) -> Result<OwnedFd, BridgeError> {
+    let doing = || format!("copying the TAP's descriptor of port {port}");
+    tap.as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| BridgeError::io(doing(), error))
 }
 
 impl AttachedPort {
@@ -214,6 +233,8 @@ impl AttachedPort {
 
 impl Drop for AttachedPort {
     fn drop(&mut self) {
+        // The name is free when the TAP of that name is gone.
+        drop(self.tap.take());
         self.bridge.ports().remove(self.handle.name());
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::config::{PortChange, PortConfig};
 use super::status::{Command, PortEnd, PortHandle, Shown, View};
-use super::tap::{TapPlan, keep_in_bridge, prepare_tap, set_mtu};
+use super::tap::{keep_in_bridge, set_mtu};
 use crate::counters::PortCounters;
 use crate::error::BridgeError;
 use crate::limit::{LimitConfig, Limiter, Limits};
@@ -75,26 +75,9 @@ impl Core {
     pub(super) async fn open(
         netlink: &Netlink,
         config: PortConfig,
-        kind: TapKind,
+        tap: Tap,
     ) -> Result<(Self, PortHandle), BridgeError> {
         let name = config.name;
-        let kind = if config.offloads {
-            kind
-        } else {
-            TapKind::Plain
-        };
-        let tap = prepare_tap(
-            netlink,
-            config.tap,
-            kind,
-            TapPlan {
-                guest_mac: config.network.mac,
-                mtu: config.network.mtu,
-                master: config.master.as_deref(),
-                host_addresses: &config.host_addresses,
-            },
-        )
-        .await?;
         let capable = match tap.kind() {
             TapKind::Plain => Offloads::NONE,
             TapKind::VnetHeader => OFFLOADS,

@@ -43,6 +43,7 @@ use crate::bell::Doorbells;
 use crate::error::BridgeError;
 use crate::netlink::Netlink;
 pub use crate::session::PortState;
+use crate::tap::{Tap, TapKind, TapSource};
 
 /// A port. Dropping it detaches the guest; [`close`](Self::close) also waits
 /// until everything is freed.
@@ -83,6 +84,33 @@ impl Port {
         while self.task.join_next().await.is_some() {}
     }
 
+    /// Opens the TAP that `config` names, for a guest with such rings (else one behind
+    /// such a stream).
+    ///
+    /// Not for the port's own thread: making a TAP, like closing it, takes the kernel
+    /// milliseconds, in which all the other ports of that thread would stand still.
+    pub(crate) async fn tap(
+        netlink: &Netlink,
+        config: &mut PortConfig,
+        guest: Result<&Layout, Framing>,
+    ) -> Result<Tap, BridgeError> {
+        let kind = match guest {
+            _ if !config.offloads => TapKind::Plain,
+            Ok(layout) => shm::tap_kind(layout),
+            Err(Framing::Prefixed) => TapKind::VnetHeader,
+            // A super-frame would hold a slow line up for seconds.
+            Err(Framing::Serial) => TapKind::Plain,
+        };
+        let source = std::mem::replace(&mut config.tap, TapSource::Create { name: None });
+        let plan = TapPlan {
+            guest_mac: config.network.mac,
+            mtu: config.network.mtu,
+            master: config.master.as_deref(),
+            host_addresses: &config.host_addresses,
+        };
+        prepare_tap(netlink, source, kind, plan).await
+    }
+
     /// A port whose guest shares `region` with the host.
     pub(crate) async fn open(
         netlink: &Netlink,
@@ -90,8 +118,9 @@ impl Port {
         layout: Layout,
         doorbells: Doorbells,
         config: PortConfig,
+        tap: Tap,
     ) -> Result<Self, BridgeError> {
-        shm::open(netlink, region, layout, doorbells, config).await
+        shm::open(netlink, region, layout, doorbells, config, tap).await
     }
 
     /// A port whose guest is at the other end of a byte stream.
@@ -100,8 +129,9 @@ impl Port {
         fd: OwnedFd,
         framing: Framing,
         config: PortConfig,
+        tap: Tap,
     ) -> Result<Self, BridgeError> {
-        stream::open(netlink, fd, framing, config).await
+        stream::open(netlink, fd, framing, config, tap).await
     }
 
     /// Starts a port's task, beside which `keeper` looks after its surroundings.

@@ -25,23 +25,27 @@ use crate::error::BridgeError;
 use crate::netlink::Netlink;
 use crate::policy::Stop;
 use crate::pump::{ControlWatch, PumpEnd, ShmPump, sleep_until};
-use crate::tap::TapKind;
+use crate::tap::{Tap, TapKind};
 
-/// Makes the port's TAP, publishes the memory map in `region`, and starts to
-/// serve the guest.
+/// What TAP a guest with such rings can use.
+pub(super) fn tap_kind(layout: &Layout) -> TapKind {
+    // A super-frame that did not fit the ring would lose its end.
+    match layout.frames.to_guest.max_frame_len() {
+        MAX_FRAME_LEN => TapKind::VnetHeader,
+        _ => TapKind::Plain,
+    }
+}
+
+/// Publishes the memory map in `region`, and starts to serve the guest.
 pub(super) async fn open(
     netlink: &Netlink,
     region: Region,
     layout: Layout,
     doorbells: Doorbells,
     config: PortConfig,
+    tap: Tap,
 ) -> Result<Port, BridgeError> {
-    // A super-frame that did not fit the ring would lose its end.
-    let kind = match layout.frames.to_guest.max_frame_len() {
-        MAX_FRAME_LEN => TapKind::VnetHeader,
-        _ => TapKind::Plain,
-    };
-    let (core, handle) = Core::open(netlink, config, kind).await?;
+    let (core, handle) = Core::open(netlink, config, tap).await?;
     let io = |doing: &str| {
         let doing = format!("{doing} of port {}", core.name());
         move |error| BridgeError::io(doing, error)

@@ -21,14 +21,15 @@ use crate::error::BridgeError;
 use crate::netlink::Netlink;
 use crate::policy::Stop;
 use crate::pump::{BUDGET_FRAMES, PumpEnd, StreamPump, Turn};
-use crate::tap::TapKind;
+use crate::tap::Tap;
 
-/// Makes the port's TAP and starts to serve the guest.
+/// Starts to serve the guest.
 pub(super) async fn open(
     netlink: &Netlink,
     fd: OwnedFd,
     framing: Framing,
     config: PortConfig,
+    tap: Tap,
 ) -> Result<Port, BridgeError> {
     let doing = format!("taking the stream of port {}", config.name);
     let io = |error| BridgeError::io(doing.as_str(), error);
@@ -38,12 +39,7 @@ pub(super) async fn open(
         StreamFd::new(fd)
     };
     let fd = fd.map_err(|error| io(error.into()))?;
-    let kind = match framing {
-        Framing::Prefixed => TapKind::VnetHeader,
-        // A super-frame would hold a slow line up for seconds.
-        Framing::Serial => TapKind::Plain,
-    };
-    let (core, handle) = Core::open(netlink, config, kind).await?;
+    let (core, handle) = Core::open(netlink, config, tap).await?;
     let pump = StreamPump::new(fd, framing, core.pump_shared()).map_err(io)?;
     let keeper = core.keeper();
     Ok(Port::start(handle, keeper, Task { core, pump }.run()))
