@@ -3,6 +3,7 @@
 mod bulk;
 mod connections;
 mod flat;
+mod hostile;
 mod idle;
 mod latency;
 mod link;
@@ -19,6 +20,7 @@ pub fn all() -> Vec<Comparison> {
     all.extend(flat::comparisons());
     all.extend(connections::comparisons());
     all.extend(many::comparisons());
+    all.extend(hostile::comparisons());
     all
 }
 

@@ -2,6 +2,7 @@
 
 pub mod bulk;
 pub mod burst;
+pub mod flood;
 pub mod http;
 pub mod inside;
 pub mod pingpong;

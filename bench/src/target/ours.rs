@@ -120,7 +120,7 @@ fn spawn_with(mut command: Command, stdio: fn() -> Stdio) -> Result<Helper> {
 }
 
 /// The program beside this one, or the one that the environment names.
-fn program(name: &str) -> Result<PathBuf> {
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let variable = name.to_uppercase().replace('-', "_");
     let path = match std::env::var_os(&variable) {
         Some(path) => path.into(),

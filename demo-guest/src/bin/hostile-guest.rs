@@ -3,7 +3,7 @@
 //! The tests and the benchmark run it beside guests that work. It has no stack. In each
 //! of its lives it attaches, behaves for a moment where the attack needs that, and then
 //! does one thing as fast as it can until it is cut off; then it comes back at once.
-//! What it did it says on its standard output when that ends, or every second:
+//! What it did it says on its standard output when that ends, or every tenth of a second:
 //! `LIVES ACTIONS`. It never sends anything anywhere but through its own region.
 //!
 //! | attack | what it does |
@@ -89,7 +89,7 @@ fn main() -> Result<()> {
     loop {
         let result = live(&options, &mut random, &mut |n| {
             actions += n;
-            if told.elapsed() > Duration::from_secs(1) {
+            if told.elapsed() > Duration::from_millis(100) {
                 told = Instant::now();
                 tell(lives, actions);
             }
@@ -99,7 +99,7 @@ fn main() -> Result<()> {
         if result.is_err() {
             thread::sleep(Duration::from_millis(1));
         }
-        if told.elapsed() > Duration::from_millis(200) {
+        if told.elapsed() > Duration::from_millis(100) {
             told = Instant::now();
             tell(lives, actions);
         }
