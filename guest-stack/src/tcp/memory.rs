@@ -31,13 +31,19 @@ const MAX_SPARES: usize = 64;
 pub(crate) struct Buffers {
     bytes: Vec<u8>,
     rx_len: usize,
+    tx_len: usize,
 }
+
+/// The send buffer begins at a multiple of this: lengths are odd at times, and copies
+/// from and to odd places cross a cache line with every register.
+const ALIGN: usize = 64;
 
 impl Buffers {
     fn new(rx_len: usize, tx_len: usize) -> Self {
         Self {
-            bytes: vec![0; rx_len + tx_len],
+            bytes: vec![0; rx_len.next_multiple_of(ALIGN) + tx_len],
             rx_len,
+            tx_len,
         }
     }
 
@@ -47,7 +53,7 @@ impl Buffers {
 
     /// The length of either.
     fn lens(&self) -> (usize, usize) {
-        (self.rx_len, self.len() - self.rx_len)
+        (self.rx_len, self.tx_len)
     }
 }
 
@@ -71,8 +77,10 @@ impl TcpCell {
         let mut handle = SocketHandle::default();
         let housed = Housed::new(MutBorrow::new(buffers), |buffers| {
             let buffers = buffers.borrow_mut();
-            let (rx, tx) = buffers.bytes.split_at_mut(buffers.rx_len);
-            let (rx, tx) = (tcp::SocketBuffer::new(rx), tcp::SocketBuffer::new(tx));
+            let tx_start = buffers.rx_len.next_multiple_of(ALIGN);
+            let (rx, tx) = buffers.bytes.split_at_mut(tx_start);
+            let rx = tcp::SocketBuffer::new(&mut rx[..buffers.rx_len]);
+            let tx = tcp::SocketBuffer::new(tx);
             let mut socket = tcp::Socket::new(rx, tx);
             options.apply(&mut socket);
             let mut set = SocketSet::new(vec![]);
