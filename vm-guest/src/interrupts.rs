@@ -139,6 +139,12 @@ pub fn init() {
         for port in [0x21, 0xa1] {
             Port::<u8>::new(port).write(0xff);
         }
+        // Firmware has left the interval timer ticking 18 times a second, which
+        // costs the host a wake-up each though nobody hears it: one last time.
+        Port::<u8>::new(0x43).write(0b0011_0000);
+        for _ in 0..2 {
+            Port::<u8>::new(0x40).write(0);
+        }
     }
     idt.load();
 }

@@ -12,8 +12,12 @@
 //!   ivshmem: memory (BAR 2) · interrupt (MSI-X) · doorbell (BAR 0)
 //! ```
 //!
-//! From the lowest layer to the highest. To port to another kernel, replace what
-//! stands above the line by what that kernel has, and keep the rest:
+//! From the lowest layer to the highest. Another kernel has what stands above the
+//! line in its own way, and needs none of it from here. What it writes anew stands
+//! below, and is small: `ivshmem` (a `Region`, a `Doorbell`, an interrupt that calls
+//! `interrupts::wake`), `platform` (five functions), and of `kernel` the functions
+//! `attach` and `drive`. `services` and `last_words` are this guest's own choice.
+//! `arca-example` is the same for a kernel whose host is no QEMU.
 //!
 //! | file | what it holds |
 //! | --- | --- |

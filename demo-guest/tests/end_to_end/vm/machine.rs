@@ -215,6 +215,18 @@ impl Vm {
         writeln!(self.monitor, "{command}").unwrap();
     }
 
+    /// How often QEMU's threads, the virtual processor's too, went to sleep.
+    pub(super) fn wake_ups(&mut self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.guest.pid())).unwrap();
+        let sleeps = |task: std::io::Result<fs::DirEntry>| {
+            let status = fs::read_to_string(task.ok()?.path().join("status")).ok()?;
+            let mut lines = status.lines();
+            let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            count.trim().parse::<u64>().ok()
+        };
+        tasks.filter_map(sleeps).sum()
+    }
+
     /// Processor time that QEMU has used, in clock ticks of 10 ms.
     pub(super) fn cpu_ticks(&mut self) -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.guest.pid())).unwrap();
