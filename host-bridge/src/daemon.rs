@@ -214,8 +214,8 @@ impl Bound {
                 }
             });
         }
-        announce(&settings);
         store.ready().await;
+        announce(&settings);
         Ok(Daemon {
             bridge,
             tasks,

@@ -18,7 +18,7 @@
 //! | --- | --- |
 //! | [`error`] | what the environment can refuse, in words that say what to do |
 //! | `units` | numbers with a unit, in settings |
-//! | `log_limit` | a bound on the lines that others make the daemon log |
+//! | [`log_limit`] | a bound on the lines that others make the daemon log |
 //! | [`counters`] | frames in, out, and dropped by reason; the ledger |
 //! | [`filter`] | may this guest send this frame? A pure function |
 //! | [`impair`] | loss, delay, reordering and so on, on purpose |
@@ -87,7 +87,7 @@
 
 pub mod error;
 
-mod log_limit;
+pub mod log_limit;
 mod units;
 
 pub mod counters;

@@ -3,6 +3,8 @@
 //! Whoever logs what a guest or a client caused asks here first. It has no clock
 //! and writes nothing itself.
 
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What to do with a line.
@@ -48,6 +50,52 @@ impl LogLimit {
             std::cmp::Ordering::Equal => Lines::Last,
             std::cmp::Ordering::Greater => Lines::Silent,
         }
+    }
+}
+
+/// Where those lines come from, for whoever filters the log.
+const TARGET: &str = "host_bridge::port";
+
+/// The lines about one port, of which so many are logged per second, however often its
+/// guest comes and goes. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct PortLog {
+    name: Arc<str>,
+    limit: Arc<Mutex<LogLimit>>,
+}
+
+impl PortLog {
+    /// `per_second` lines in each second about the port with this name.
+    pub(crate) fn new(name: &str, per_second: u32) -> Self {
+        Self {
+            name: name.into(),
+            limit: Arc::new(Mutex::new(LogLimit::new(per_second))),
+        }
+    }
+
+    /// Logs a line, or leaves it out.
+    pub(crate) fn log(&self, level: log::Level, text: impl Display) {
+        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = &self.name;
+        match limit.allows(Instant::now()) {
+            Lines::Say => log::log!(target: TARGET, level, "port {name}: {text}"),
+            Lines::Last => log::log!(
+                target: TARGET,
+                level,
+                "port {name}: {text} (its further lines of this second are left out)"
+            ),
+            Lines::Silent => {}
+        }
+    }
+
+    /// Something that is in order.
+    pub(crate) fn info(&self, text: impl Display) {
+        self.log(log::Level::Info, text);
+    }
+
+    /// Something that is not.
+    pub(crate) fn warn(&self, text: impl Display) {
+        self.log(log::Level::Warn, text);
     }
 }
 

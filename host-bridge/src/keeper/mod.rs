@@ -125,17 +125,17 @@ impl Keeper {
                     return Ok(0);
                 }
             };
-            if !self.was_ready {
-                // It has said why: settings, rights, an address in use.
-                let code = status.code().and_then(|code| u8::try_from(code).ok());
-                return Ok(code.filter(|&code| code != 0).unwrap_or(1));
-            }
             let is_short = born.elapsed() < SHORT_LIFE;
             let is_fault = !status.success() && status.signal() != Some(Signal::KILL.as_raw());
             faults = match is_short {
                 true => faults + u32::from(is_fault),
                 false => 0,
             };
+            if !self.was_ready && (status.code().is_some() || faults >= FAULTS) {
+                // It has said why: settings, rights, an address in use.
+                let code = status.code().and_then(|code| u8::try_from(code).ok());
+                return Ok(code.filter(|&code| code != 0).unwrap_or(1));
+            }
             log::warn!(
                 "keeper: the worker has ended ({status}); another takes over {} kept descriptors",
                 self.shelf.len()

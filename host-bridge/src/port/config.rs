@@ -12,6 +12,7 @@ use shm_link::control::{NetworkConfig, Prefixed};
 use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
 use crate::limit::{LimitConfig, Limits};
+use crate::log_limit::PortLog;
 use crate::store::Record;
 use crate::tap::TapSource;
 
@@ -42,6 +43,8 @@ pub struct PortConfig {
     /// Where changes are noted, and those of before are found; default nowhere. The
     /// daemon's own: others cannot make one.
     pub record: Option<Record>,
+    /// Bounds the lines about this port beyond its life; default for its life.
+    pub log: Option<PortLog>,
 }
 
 impl PortConfig {
@@ -59,6 +62,7 @@ impl PortConfig {
             impair_to_host: ImpairConfig::default(),
             impair_to_guest: ImpairConfig::default(),
             record: None,
+            log: None,
         }
     }
 }

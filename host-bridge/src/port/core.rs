@@ -19,7 +19,7 @@ use super::tap::{keep_in_bridge, set_mtu};
 use crate::counters::PortCounters;
 use crate::error::BridgeError;
 use crate::limit::{LimitConfig, Limiter, Limits};
-use crate::log_limit::{Lines, LogLimit};
+use crate::log_limit::PortLog;
 use crate::netlink::Netlink;
 use crate::policy::Stop;
 use crate::pump::PumpShared;
@@ -30,7 +30,7 @@ use crate::tap::{Tap, TapKind};
 /// Control messages handled before other tasks get their turn.
 pub(super) const BUDGET_MESSAGES: usize = 16;
 /// Lines of a guest that one port puts into the log per second.
-const LOG_LINES_PER_SECOND: u32 = 10;
+pub(crate) const LOG_LINES_PER_SECOND: u32 = 10;
 /// Control messages of a guest that are taken per second, after a burst of as many as
 /// a guest in order never sends: a greeting takes two, a change one, and a program may
 /// report and ping. A message costs the daemon some microseconds.
@@ -64,7 +64,7 @@ pub(super) struct Core {
     record: Option<Record>,
     shown: Arc<Shown>,
     pending: Vec<Pending>,
-    log: LogLimit,
+    log: PortLog,
     messages: Limiter,
     /// The guest was told of in the log for its messages.
     warned: bool,
@@ -82,6 +82,9 @@ impl Core {
             TapKind::Plain => Offloads::NONE,
             TapKind::VnetHeader => OFFLOADS,
         };
+        let log = config
+            .log
+            .unwrap_or_else(|| PortLog::new(&name, LOG_LINES_PER_SECOND));
         let mut session = Session::new(
             config.network.clone(),
             capable,
@@ -134,7 +137,7 @@ impl Core {
             record: config.record,
             shown: shown.clone(),
             pending: Vec::new(),
-            log: LogLimit::new(LOG_LINES_PER_SECOND),
+            log,
             messages: Limiter::new(MESSAGES),
             warned: false,
         };
@@ -241,15 +244,7 @@ impl Core {
                 }
             }
             Action::Log { level, text } => {
-                let name = &self.shown.name;
-                match self.log.allows(Instant::now()) {
-                    Lines::Say => log::log!(level, "port {name}: {text}"),
-                    Lines::Last => log::log!(
-                        level,
-                        "port {name}: {text} (its further lines of this second are left out)"
-                    ),
-                    Lines::Silent => {}
-                }
+                self.log.log(level, text);
             }
         }
     }

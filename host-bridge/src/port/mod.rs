@@ -36,6 +36,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use self::config::{PortChange, PortConfig};
+pub(crate) use self::core::LOG_LINES_PER_SECOND;
 use self::status::Command;
 pub use self::status::{PortEnd, PortHandle, PortStatus};
 pub(crate) use self::tap::{TapPlan, prepare_tap};

@@ -17,10 +17,17 @@ use tokio::net::UnixStream;
 
 use crate::bridge::Bridge;
 use crate::error::BridgeError;
-use crate::port::{PortConfig, PortEnd};
+use crate::log_limit::PortLog;
+use crate::port::{LOG_LINES_PER_SECOND, PortConfig, PortEnd};
 
 /// How long a serial line rests after its port has ended, or could not be made.
 const LINE_REST: Duration = Duration::from_secs(1);
+/// Where the lines about a guest of the daemon's go.
+pub(super) fn log_of(config: &PortConfig) -> PortLog {
+    let log = config.log.clone();
+    log.unwrap_or_else(|| PortLog::new(&config.name, LOG_LINES_PER_SECOND))
+}
+
 pub(super) fn copying_tap(error: io::Error) -> BridgeError {
     BridgeError::io("copying the TAP's descriptor", error)
 }
@@ -41,20 +48,20 @@ pub(super) async fn serve_stream(
     config: PortConfig,
     stop: impl Future<Output = ()>,
 ) -> Result<(), BridgeError> {
-    let name = config.name.clone();
+    let log = log_of(&config);
     let socket = socket
         .into_std()
         .map_err(|error| BridgeError::io("taking the connection over", error))?;
     let mut port = bridge
         .attach_stream(socket.into(), Framing::Prefixed, config)
         .await?;
-    log::info!("port {name}: a guest attached");
+    log.info("a guest attached");
     tokio::select! {
         end = port.ended() => match end {
-            PortEnd::Closed => log::info!("port {name}: the guest detached"),
-            end => log::warn!("port {name}: {end}"),
+            PortEnd::Closed => log.info("the guest detached"),
+            end => log.warn(end),
         },
-        () = stop => log::info!("port {name}: the guest is detached, the bridge ends"),
+        () = stop => log.info("the guest is detached, the bridge ends"),
     }
     port.close().await;
     Ok(())

@@ -19,10 +19,11 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use super::guest::{copying_tap, say_once};
+use super::guest::{copying_tap, log_of, say_once};
 use crate::bell::Doorbells;
 use crate::bridge::{AttachedPort, Bridge};
 use crate::error::BridgeError;
+use crate::log_limit::PortLog;
 use crate::plan::Slot;
 use crate::port::{PortConfig, PortEnd};
 use crate::store::{Names, Record, Store};
@@ -154,17 +155,18 @@ impl MemoryGuest {
         let mut config = (place.config)().map_err(copying_tap)?;
         let name = config.name.clone();
         let names = Names::of(&name);
+        let log = log_of(&config);
         let first = if self.kept {
             if let Some(tap) = self.tap.take() {
                 config.tap = TapSource::Kept(tap);
             }
             match self.attach(place.bridge, config).await {
                 Ok(port) => {
-                    log::info!("port {name}: its guest goes on");
+                    log.info("its guest goes on");
                     Some(port)
                 }
                 Err(error) => {
-                    log::warn!("port {name}: {error}; making its TAP anew");
+                    log.warn(format_args!("{error}; making its TAP anew"));
                     said(&name, forget(place.store, [names.tap()]).await);
                     None
                 }
@@ -176,11 +178,14 @@ impl MemoryGuest {
                 self.forget(place.store, &names).await;
                 return Err(error);
             }
-            log::info!("port {name}: a guest attached");
+            log.info("a guest attached");
             Some(port)
         };
         drop(self.arriving.take());
-        if let Ending::Over = self.serve_ports(first, &mut place, &names, stop).await {
+        if let Ending::Over = self
+            .serve_ports(first, &mut place, (&names, &log), stop)
+            .await
+        {
             self.forget(place.store, &names).await;
         }
         Ok(())
@@ -191,7 +196,7 @@ impl MemoryGuest {
         &mut self,
         mut first: Option<AttachedPort>,
         place: &mut Place<'_, C>,
-        names: &Names,
+        (names, log): (&Names, &PortLog),
         stop: impl Future<Output = ()>,
     ) -> Ending {
         let name = names.port().to_owned();
@@ -206,13 +211,13 @@ impl MemoryGuest {
         let mut gone = std::pin::pin!(async {
             tokio::select! {
                 () = end_of_file(&mut self.socket) => {
-                    log::info!("port {name}: the guest detached");
+                    log.info("the guest detached");
                     Ending::Over
                 }
                 () = stop => match store.is_leaving() {
                     true => Ending::Left,
                     false => {
-                        log::info!("port {name}: the guest is detached, the bridge ends");
+                        log.info("the guest is detached, the bridge ends");
                         Ending::Over
                     }
                 },
@@ -227,7 +232,7 @@ impl MemoryGuest {
                         ending = gone.as_mut() => return ending,
                     };
                     said(&name, keep_tap(store, names, &port).await);
-                    log::info!("port {name}: its TAP is there again");
+                    log.info("its TAP is there again");
                     port
                 }
             };
@@ -243,11 +248,11 @@ impl MemoryGuest {
             };
             port.close().await;
             if !matches!(end, PortEnd::Tap(_)) {
-                log::warn!("port {name}: {end}");
+                log.warn(&end);
                 return Ending::Over;
             }
             // Not the guest's doing: it keeps its memory, and gets another TAP.
-            log::warn!("port {name}: {end}; making it anew");
+            log.warn(format_args!("{end}; making it anew"));
             said(&name, forget(store, [names.tap()]).await);
         }
     }

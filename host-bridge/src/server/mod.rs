@@ -14,6 +14,7 @@ mod guest;
 mod memory;
 mod socket;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -38,9 +39,9 @@ use crate::error::BridgeError;
 use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
 use crate::limit::Limits;
-use crate::log_limit::{Lines, LogLimit};
+use crate::log_limit::{Lines, LogLimit, PortLog};
 use crate::plan::{Assignment, Plan, Slot, Slots};
-use crate::port::PortConfig;
+use crate::port::{LOG_LINES_PER_SECOND, PortConfig};
 use crate::store::{Names, Store};
 use crate::tap::TapSource;
 
@@ -138,9 +139,25 @@ impl From<Plan> for Places {
 struct Desk {
     places: Places,
     policy: GuestPolicy,
+    /// By slot: who comes and goes as fast as it can is to fill no log.
+    logs: Mutex<BTreeMap<u16, PortLog>>,
 }
 
 impl Desk {
+    fn new(places: Places, policy: GuestPolicy) -> Self {
+        Self {
+            places,
+            policy,
+            logs: Mutex::default(),
+        }
+    }
+
+    fn log(&self, slot: u16) -> PortLog {
+        let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || PortLog::new(&self.places.assign(slot).name, LOG_LINES_PER_SECOND);
+        logs.entry(slot).or_insert_with(new).clone()
+    }
+
     fn port_config(&self, slot: u16) -> io::Result<PortConfig> {
         let assignment = self.places.assign(slot);
         let tap = match self.policy.taps.get(usize::from(slot)) {
@@ -161,6 +178,7 @@ impl Desk {
             impair_to_host: self.policy.impair_to_host.clone(),
             impair_to_guest: self.policy.impair_to_guest.clone(),
             record: None,
+            log: Some(self.log(slot)),
         })
     }
 }
@@ -236,7 +254,7 @@ impl Server {
             lines: Vec::new(),
             bridge,
             slots,
-            desk: Arc::new(Desk { places, policy }),
+            desk: Arc::new(Desk::new(places, policy)),
             store,
             kept,
             useless,

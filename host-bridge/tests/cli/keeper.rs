@@ -47,6 +47,13 @@ fn open_files(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
+fn names_of_open_files(pid: i32) -> Vec<std::path::PathBuf> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    links
+        .filter_map(|link| fs::read_link(link.ok()?.path()).ok())
+        .collect()
+}
+
 #[test]
 fn whoever_goes_on_has_no_more_rights_than_the_one_before() {
     in_private_network(|| async {
@@ -78,6 +85,7 @@ fn nobody_but_the_worker_is_heard() {
         socket
             .connect_addr(&address.socket_addr().unwrap())
             .unwrap();
+        replace(&keeper);
         let before = open_files(keeper.pid());
         for text in [
             "FDSTORE=1\nFDNAME=guest7.tap",
@@ -154,6 +162,8 @@ fn socket_files_stay_from_one_daemon_to_the_next_and_go_with_the_keeper() {
 fn guests_come_and_go_and_leave_nothing_with_the_keeper() {
     in_private_network(|| async {
         let keeper = DaemonProcess::start(&["--keep"]);
+        // After a whole life the keeper has heard all of it.
+        replace(&keeper);
         let before = open_files(keeper.pid());
         for round in 0..20 {
             let guest = LivingGuest::attach(|guest| {
@@ -165,9 +175,15 @@ fn guests_come_and_go_and_leave_nothing_with_the_keeper() {
             drop(guest);
             keeper.until_states(&[]);
         }
-        until("as many open files as before", || {
-            open_files(keeper.pid()) == before
-        });
+        let deadline = Instant::now() + PATIENCE;
+        while open_files(keeper.pid()) != before {
+            assert!(
+                Instant::now() < deadline,
+                "{before} open files before, and now {:?}",
+                names_of_open_files(keeper.pid())
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
     });
 }
 

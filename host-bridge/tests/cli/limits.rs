@@ -242,3 +242,26 @@ fn a_guest_that_floods_control_requests_waits_and_the_daemon_serves_others() {
         daemon.until_states(&["running"]);
     });
 }
+
+#[test]
+fn a_guest_that_comes_and_goes_as_fast_as_it_can_fills_no_log() {
+    in_private_network(|| async {
+        let daemon = DaemonProcess::start(&["--max-guests", "1"]);
+        let begin = Instant::now();
+        let mut attached = 0;
+        while attached < 60 {
+            // One who comes too early is turned away.
+            attached += u32::from(Attachment::connect(&address(), PATIENCE).is_ok());
+        }
+        let seconds = begin.elapsed().as_secs() as usize + 1;
+        daemon.until_states(&[]);
+        let log = daemon.log();
+        let lines = log.lines().filter(|line| line.contains("port guest0"));
+        let lines = lines.count();
+        assert!(
+            lines <= 10 * (seconds + 1),
+            "{lines} in {seconds} s:\n{log}"
+        );
+        assert!(log.contains("are left out"), "{log}");
+    });
+}
