@@ -67,7 +67,8 @@ bring_up() {
     add_namespace host
     add_namespace void
     on host link set lo up
-    start_bridge --net4 10.77.0.0/16 --net6 fd77::/64
+    # Kept, because QEMU connects once: `host-bridge restart` may follow.
+    start_bridge --keep --net4 10.77.0.0/16 --net6 fd77::/64
     case ${VM_ACCEL:-} in
     '')
         if kvm_works; then
@@ -128,6 +129,17 @@ comes_back() {
         until_true 5 answers_pings host 10.77.0.2 1 && answers_pings host 10.77.0.2 5
 }
 
+# One connection, before and after the daemon was replaced.
+keeps_its_network() {
+    at host 30 bash -c '
+        exec 3<>/dev/tcp/10.77.0.2/7
+        echo before >&3 && read -r -t 10 first <&3
+        "$1" restart --admin "$2" >/dev/null || exit 1
+        echo after >&3 && read -r -t 10 second <&3
+        [ "$first $second" = "before after" ]
+    ' - "$HOST_BRIDGE" "$STATE/admin"
+}
+
 has_configured() {
     [ "$(configurations)" -ge "$1" ]
 }
@@ -149,6 +161,7 @@ run_checks() {
         check "iperf3 measures the way from the machine" measures --reverse
     fi
     check "the machine sleeps when there is nothing to do" sleeps
+    check "its connections go on when the daemon is replaced" keeps_its_network
     check "the machine comes back after a reset" comes_back
     check "every frame is accounted for" ledger_adds_up
 }

@@ -299,7 +299,8 @@ impl Sockets {
         }
         let begun = self
             .receive_syn(now, key, packet, tcp, frame, tx)
-            .or_else(|| self.receive_cookie(now, key, packet, tcp, frame, tx));
+            .or_else(|| self.receive_cookie(now, key, packet, tcp, frame, tx))
+            .or_else(|| self.is_behind_a_cookie(now, &key, tcp));
         if let Some(ending) = begun {
             if !application {
                 self.copy_to_raw(now, packet, frame, tx);

@@ -135,8 +135,7 @@ impl Sockets {
         frame: &[u8],
         tx: &mut dyn FrameTx,
     ) -> Option<Ending> {
-        let given_lately = self.cookies_until.is_some_and(|until| now <= until);
-        if !given_lately || tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST) != TCP_ACK {
+        if !self.may_follow_a_cookie(now, tcp) {
             return None;
         }
         let target = self.target(&key)?;
@@ -160,6 +159,26 @@ impl Sockets {
         self.counters.tcp_cookies_taken += 1;
         let index = self.keep(half_open);
         Some(self.establish(now, index, packet, tcp, frame, tx))
+    }
+
+    fn may_follow_a_cookie(&self, now: Instant, tcp: &TcpHeader) -> bool {
+        let given_lately = self.cookies_until.is_some_and(|until| now <= until);
+        given_lately && tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_ACK
+    }
+
+    /// A segment to a listener that brings no cookie back, while some are about: the one
+    /// that did may have been lost on its way, or found the queue full, and comes again.
+    /// So nobody is reset; it is dropped. `None`: it cannot be such a segment.
+    pub(crate) fn is_behind_a_cookie(
+        &mut self,
+        now: Instant,
+        key: &FlowKey,
+        tcp: &TcpHeader,
+    ) -> Option<Ending> {
+        if !self.may_follow_a_cookie(now, tcp) {
+            return None;
+        }
+        self.target(key).map(|_| Ending::BacklogFull)
     }
 
     /// Parses a TCP segment, its checksum too unless the link vouched for it, and
