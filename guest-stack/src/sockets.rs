@@ -51,6 +51,8 @@ pub struct Sockets {
     /// TIME-WAIT entries, the oldest first; some are gone already.
     pub(crate) time_wait: VecDeque<Handle>,
     pub(crate) half_open: usize,
+    /// Those whose peer does not answer.
+    pub(crate) silent_half_open: usize,
     /// Until when SYN cookies may come back.
     pub(crate) cookies_until: Option<Instant>,
     pub(crate) application: SocketSet<'static>,
@@ -136,6 +138,7 @@ impl Sockets {
             notices: VecDeque::new(),
             time_wait: VecDeque::new(),
             half_open: 0,
+            silent_half_open: 0,
             cookies_until: None,
             application: SocketSet::new(alloc::vec![]),
             autoconf: Autoconf::default(),

@@ -24,6 +24,10 @@ use super::segment::Segment;
 use crate::classify::{TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
 use crate::flow::{FlowKey, Handle};
 
+/// How long a peer that has answered waits for room. Its repetitions are up to a minute
+/// apart by then.
+const ANSWERED: Duration = Duration::from_secs(150);
+
 /// Wait before the SYN|ACK is repeated for the first time (RFC 6298).
 const FIRST_REPEAT: Duration = Duration::from_millis(1000);
 
@@ -66,6 +70,10 @@ pub(crate) struct HalfOpen {
     pub(crate) repeat_at: Instant,
     repeat_after: Duration,
     pub(crate) expires_at: Instant,
+    /// The peer has said nothing to three of our answers, for seven seconds.
+    pub(crate) silent: bool,
+    /// The peer answered, and there was no room for the connection.
+    pub(crate) answered: bool,
 }
 
 impl HalfOpen {
@@ -93,6 +101,8 @@ impl HalfOpen {
             repeat_at: now + FIRST_REPEAT,
             repeat_after: FIRST_REPEAT,
             expires_at: now + timeout,
+            silent: false,
+            answered: false,
         }
     }
 
@@ -123,6 +133,8 @@ impl HalfOpen {
             repeat_at: now + FIRST_REPEAT,
             repeat_after: FIRST_REPEAT,
             expires_at: now + FIRST_REPEAT,
+            silent: false,
+            answered: false,
         }
     }
 
@@ -159,9 +171,20 @@ impl HalfOpen {
         if now >= self.expires_at {
             return false;
         }
+        self.silent = !self.answered && self.repeat_after >= FIRST_REPEAT * 4;
         self.repeat_after *= 2;
         self.repeat_at = now + self.repeat_after;
         true
+    }
+
+    /// The peer answered, and there is no room for its connection: it is given time, since
+    /// it believes itself connected. Whether it had been silent.
+    pub(crate) fn wait_for_room(&mut self, now: Instant) -> bool {
+        if !self.answered {
+            self.answered = true;
+            self.expires_at = now + ANSWERED;
+        }
+        core::mem::take(&mut self.silent)
     }
 
     /// When the timer comes.

@@ -91,7 +91,7 @@ impl Sockets {
         let mac = classify::source(frame)?;
         let timeout = limits.half_open_timeout;
         if self.half_open >= limits.half_open || !self.has_room(&key, listener, true) {
-            if !limits.syn_cookies {
+            if !limits.syn_cookies || !self.is_flooded(listener, now) {
                 return Some(Ending::BacklogFull);
             }
             self.cookies_until = Some(now + cookie::LIFETIME);
@@ -107,6 +107,22 @@ impl Sockets {
         self.keep(half_open);
         self.send_segment(&answer, mac, tx);
         Some(Ending::Tcp)
+    }
+
+    /// Whether half the places for handshakes are held by peers that do not exist or do not
+    /// answer, or were lately: records expire all together, and the next are young. A crowd
+    /// that answers is not given cookies: it would be told that it is connected, with no
+    /// room for it.
+    fn is_flooded(&mut self, listener: Option<Handle>, now: Instant) -> bool {
+        if self.gave_cookies(now) {
+            return true;
+        }
+        let most = self.config.limits.half_open;
+        let places = match listener.and_then(|handle| self.table.named(handle)) {
+            Some(Entry::Listener(listener)) => listener.backlog.min(most),
+            _ => most,
+        };
+        2 * self.silent_half_open >= places
     }
 
     /// Enters a handshake under way; gives its slot.
@@ -144,9 +160,9 @@ impl Sockets {
         let Some(ack) = self.parse(packet, frame) else {
             return Some(Ending::Malformed);
         };
-        if self.connections() >= self.config.limits.connections
-            || !self.has_room(&key, target.listener, false)
-        {
+        // It believes itself connected, so it has a record to wait in, beside those of a
+        // flood.
+        if self.half_open >= 2 * self.config.limits.half_open {
             return Some(Ending::BacklogFull);
         }
         let mac = classify::source(frame)?;
@@ -161,9 +177,13 @@ impl Sockets {
         Some(self.establish(now, index, packet, tcp, frame, tx))
     }
 
+    /// Whether cookies may come back still.
+    fn gave_cookies(&self, now: Instant) -> bool {
+        self.cookies_until.is_some_and(|until| now <= until)
+    }
+
     fn may_follow_a_cookie(&self, now: Instant, tcp: &TcpHeader) -> bool {
-        let given_lately = self.cookies_until.is_some_and(|until| now <= until);
-        given_lately && tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_ACK
+        self.gave_cookies(now) && tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_ACK
     }
 
     /// A segment to a listener that brings no cookie back, while some are about: the one
@@ -282,7 +302,15 @@ impl Sockets {
             self.feed_nobody(now, frame, tx);
             return Ending::Tcp;
         };
-        if !self.has_room(&key, listener, false) {
+        let most = self.config.limits.connections;
+        if self.connections() >= most || !self.has_room(&key, listener, false) {
+            if let Entry::HalfOpen(half_open) = self.table.entry(index) {
+                if half_open.wait_for_room(now) {
+                    self.silent_half_open -= 1;
+                }
+                let deadline = half_open.deadline();
+                self.table.set_deadline(index, Some(deadline));
+            }
             return Ending::BacklogFull;
         }
         let cell = birth::accepted(self.pool.socket(&options), &syn, isn, mtu, now);
@@ -342,8 +370,9 @@ impl Sockets {
         let Entry::HalfOpen(half_open) = self.table.entry(index) else {
             return;
         };
-        let listener = half_open.listener;
+        let (listener, silent) = (half_open.listener, half_open.silent);
         self.half_open -= 1;
+        self.silent_half_open -= usize::from(silent);
         if let Some(Entry::Listener(listener)) = listener.and_then(|l| self.table.named(l)) {
             listener.half_open -= 1;
         }
@@ -365,9 +394,12 @@ impl Sockets {
         let Entry::HalfOpen(half_open) = self.table.entry(index) else {
             return;
         };
+        let before = half_open.silent;
         if half_open.repeat(now) {
+            let silent = half_open.silent && !before;
             let (answer, mac) = (half_open.syn_ack(mtu), half_open.mac);
             let deadline = half_open.deadline();
+            self.silent_half_open += usize::from(silent);
             self.table.set_deadline(index, Some(deadline));
             self.send_segment(&answer, mac, tx);
         } else {

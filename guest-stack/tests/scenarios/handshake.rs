@@ -136,16 +136,22 @@ fn a_full_backlog_is_silent_and_takes_connections_again_when_there_is_room() {
     assert_eq!(segments(&mut bench, &late)[0].flags, SYN | ACK);
 }
 
+/// After so long peers that do not answer are taken for a flood.
+const SILENCE: Duration = Duration::from_secs(8);
+
 #[test]
 fn handshakes_under_way_are_bounded_by_the_backlog_too() {
     let (mut bench, _) = listening(2);
     half_open(&mut bench, 4000);
     half_open(&mut bench, 4001);
-    // Answered, and not kept: nothing is repeated, and nothing expires.
+    // It may be a crowd: who comes later tries again, and finds a place.
+    assert_eq!(segments(&mut bench, &Segment::syn(4002, 1000)), []);
+    assert_eq!(tcps(&bench.pass(SILENCE)).len(), 2 * 3);
+    // It is none. Answered, and not kept: nothing is repeated, and nothing expires.
     let (syn, answer) = half_open(&mut bench, 4002);
     assert_eq!(segments(&mut bench, &syn), [answer]);
     assert_eq!(bench.stack.sockets().counters().tcp_cookies_sent, 2);
-    assert_eq!(tcps(&bench.pass(Duration::from_secs(60))).len(), 2 * 3);
+    assert_eq!(tcps(&bench.pass(Duration::from_secs(60))), []);
     assert_eq!(bench.stack.sockets().counters().tcp_half_open_expired, 2);
 }
 
@@ -159,6 +165,9 @@ fn who_brings_a_cookie_back_has_a_connection_even_while_a_flood_goes_on() {
     let (mut bench, listener) = listening(8);
     for port in 0..5000 {
         segments(&mut bench, &Segment::syn(10_000 + port, 1));
+        if port == 7 {
+            bench.pass(SILENCE);
+        }
         if port % 1000 != 500 {
             continue;
         }
@@ -181,6 +190,7 @@ fn who_brings_a_cookie_back_has_a_connection_even_while_a_flood_goes_on() {
 fn a_cookie_is_good_for_its_own_handshake_only_and_not_for_ever() {
     let (mut bench, _) = listening(1);
     half_open(&mut bench, 3999);
+    bench.pass(SILENCE);
     let (syn, answer) = half_open(&mut bench, 4000);
     // While cookies are about it may come before what brings its own: silence.
     let refused = |bench: &mut Bench, segment: &Segment| {
@@ -204,6 +214,7 @@ fn a_cookie_is_good_for_its_own_handshake_only_and_not_for_ever() {
 fn who_loses_the_segment_that_brings_the_cookie_is_not_reset_by_those_behind_it() {
     let (mut bench, listener) = listening(1);
     half_open(&mut bench, 3999);
+    bench.pass(SILENCE);
     let (syn, answer) = half_open(&mut bench, 4000);
     let behind = syn.then("P", 1006, answer.seq + 1, b"world");
     assert_eq!(segments(&mut bench, &behind), []);
@@ -214,9 +225,36 @@ fn who_loses_the_segment_that_brings_the_cookie_is_not_reset_by_those_behind_it(
 }
 
 #[test]
+fn who_has_answered_waits_for_room_and_is_not_reset() {
+    let (mut bench, listener) = listening(1);
+    half_open(&mut bench, 3999);
+    bench.pass(SILENCE);
+    // Three by cookie, and room for one.
+    let peers: Vec<_> = [4000, 4001, 4002]
+        .map(|port| half_open(&mut bench, port))
+        .into();
+    for (syn, answer) in &peers {
+        let answers = segments(&mut bench, &with_data(syn, answer));
+        assert!(answers.iter().all(|seen| seen.flags & RST == 0));
+    }
+    // Longer than any cookie lives.
+    bench.pass(Duration::from_secs(60));
+    for (syn, answer) in &peers {
+        let answers = segments(&mut bench, &with_data(syn, answer));
+        assert!(
+            matches!(&answers[..], [seen] if seen.flags == ACK),
+            "{answers:?}"
+        );
+        let (_, peer) = bench.stack.sockets().tcp_accept(listener).unwrap();
+        assert_eq!(peer.port(), syn.src_port);
+    }
+}
+
+#[test]
 fn a_syn_that_comes_twice_once_for_a_cookie_and_once_for_a_record_makes_one_connection() {
     let (mut bench, listener) = listening(1);
     let (other, _) = half_open(&mut bench, 3999);
+    bench.pass(SILENCE);
     let (syn, cookie) = half_open(&mut bench, 4000);
     // There is a place again, and the network brings the SYN once more.
     segments(&mut bench, &other.then("R", 1001, 0, b""));
@@ -291,7 +329,11 @@ fn a_flood_of_syns_takes_no_place_of_a_connection_and_keeps_nobody_out() {
     let listener = bench.stack.sockets().tcp_listen(80, 64, options).unwrap();
     assert_eq!(complete(&mut bench, 1), []);
     let (before, _) = bench.stack.sockets().tcp_accept(listener).unwrap();
-    for port in 1000..11_000 {
+    for port in 1000..1016 {
+        half_open(&mut bench, port);
+    }
+    bench.pass(SILENCE);
+    for port in 1016..11_000 {
         half_open(&mut bench, port);
     }
     assert_eq!(complete(&mut bench, 2), []);
