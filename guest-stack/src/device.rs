@@ -307,11 +307,16 @@ impl phy::TxToken for TxToken<'_> {
                 }
             }
         };
-        // smoltcp must write somewhere; the frame is lost, as frames may be.
+        // smoltcp must write somewhere; the frame is lost, as frames may be. The socket
+        // believes it sent, so it is remembered as the others are.
         *counter += 1;
-        state.scratch.clear();
-        state.scratch.resize(len, 0);
-        write(&mut state.scratch)
+        let mut frame = core::mem::take(&mut state.scratch);
+        frame.clear();
+        frame.resize(len, 0);
+        let result = write(&mut frame);
+        finish(&mut frame, meta, state);
+        state.scratch = frame;
+        result
     }
 }
 

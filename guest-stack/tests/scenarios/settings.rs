@@ -335,6 +335,35 @@ fn what_was_sent_in_vain_is_sent_again_when_the_link_is_back() {
     }
 }
 
+#[test]
+fn what_was_first_sent_without_a_carrier_is_sent_again_when_there_is_one() {
+    for ipv6 in [false, true] {
+        let mut pair = Pair::new(1);
+        let (client, server) = pair.connected(ipv6, 80);
+        let words = pattern(20_000, 3);
+        for carrier in [false, true] {
+            let mut net = net(0);
+            net.carrier = carrier;
+            let now = pair.now();
+            pair.stacks[0].configure(net, now).unwrap();
+            if !carrier {
+                let sent = pair.sockets(0).tcp_send(client, &words);
+                assert_eq!(sent, Ok(words.len()));
+                pair.run(Duration::from_secs(20));
+            }
+        }
+        let back = pair.now();
+        let mut got = Vec::new();
+        pair.run_until(|pair| {
+            read_some(pair.sockets(1), server, &mut got);
+            got.len() == words.len()
+        });
+        assert!(got == words);
+        let took = pair.now() - back;
+        assert!(took < Duration::from_millis(100), "{took}");
+    }
+}
+
 /// A host that answers on the other end of the cable.
 struct Host {
     link: TestLink,
