@@ -75,7 +75,8 @@ impl<L: Link> Stack<L> {
     pub fn with_control(mut link: L, config: StackConfig, control: Control, now: Instant) -> Self {
         let mut net = NetConfig::new([2, 0, 0, 0, 0, 0]);
         net.carrier = false;
-        // Nothing in it can be wrong: a fixed address, no options.
+        // Whatever `config` says: only a configuration's MAC, MTU, addresses and routers
+        // can be wrong, and this one has a good MAC, the default MTU and nothing else.
         let sockets = Sockets::new(config, net, link.split().1.max_frame_len(), now);
         let sockets = sockets.unwrap_or_else(|_| unreachable!("an empty configuration is valid"));
         Self::with(link, sockets, Some(control))

@@ -1,8 +1,8 @@
 //! Doorbells for tokio tasks.
 //!
 //! A port has two eventfds: one that the guest rings and one that wakes the
-//! guest. Several tasks of a port sleep on the first; each registers a duplicate
-//! of its own, so that no task can swallow another's wake-up.
+//! guest. One task of a port, the pump, sleeps on the first and passes on what is
+//! for the port's task.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

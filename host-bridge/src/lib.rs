@@ -10,8 +10,8 @@
 //! ```
 //!
 //! It moves frames and never speaks TCP for a guest. Each port is a task; where it
-//! shares memory with its guest, two more tasks, the pumps, move the frames, one
-//! per direction, and never wait for each other. Behind a byte stream the port's
+//! shares memory with its guest, one more task, the pump, moves the frames of both
+//! directions, neither of which waits for the other. Behind a byte stream the port's
 //! own task does it all. A file uses only those above it:
 //!
 //! | file | what it holds |

@@ -161,6 +161,7 @@ impl<E: Ether> SteppedPort<E> {
             config.impair_to_host,
             config.impair_to_guest,
         );
+        // The simulation's own mistake, see above: a guest has no say in it.
         let session = session.expect("a configuration that makes sense");
         let host = HostEnd::resume(&region, layout)?;
         let device = Arc::new(Device(ether));
@@ -174,6 +175,7 @@ impl<E: Ether> SteppedPort<E> {
         };
         let policy = session.policy();
         let frames = (host.frames_rx, host.frames_tx);
+        // The same: the simulation made both.
         layout
             .publish(&region)
             .expect("a region that is long enough");

@@ -39,12 +39,7 @@ pub(super) struct MemoryGuest {
     socket: UnixStream,
     /// Closed once the guest has its own descriptor of it, and the store too.
     memory: Option<SharedMemory>,
-    region: Region,
-    layout: Layout,
-    ring_guest: OwnedFd,
-    rung_by_guest: OwnedFd,
-    /// Only where there is a store.
-    record: Option<Record>,
+    parts: Parts,
     /// A TAP that serves it already.
     tap: Option<OwnedFd>,
     /// Whether it comes from the process before this one.
@@ -94,12 +89,14 @@ impl MemoryGuest {
         };
         Ok(Self {
             socket,
-            region: memory.region(),
+            parts: Parts {
+                region: memory.region(),
+                layout,
+                ring_guest: event()?,
+                rung_by_guest: event()?,
+                record,
+            },
             memory: Some(memory),
-            layout,
-            ring_guest: event()?,
-            rung_by_guest: event()?,
-            record,
             tap: None,
             kept: false,
             arriving: None,
@@ -127,14 +124,16 @@ impl MemoryGuest {
             let socket = registered.and_then(|()| UnixStream::from_std(socket));
             Ok(Self {
                 socket: socket.map_err(io_error("taking a guest's connection over"))?,
-                region: SharedMemory::from_fd(memory)
-                    .map_err(making_memory)?
-                    .region(),
                 memory: None,
-                layout: Layout::new(record.layout()).map_err(laying_out)?,
-                ring_guest,
-                rung_by_guest,
-                record: Some(record),
+                parts: Parts {
+                    region: SharedMemory::from_fd(memory)
+                        .map_err(making_memory)?
+                        .region(),
+                    layout: Layout::new(record.layout()).map_err(laying_out)?,
+                    ring_guest,
+                    rung_by_guest,
+                    record: Some(record),
+                },
                 tap,
                 kept: true,
                 arriving: Some(arriving.clone()),
@@ -160,7 +159,7 @@ impl MemoryGuest {
             if let Some(tap) = self.tap.take() {
                 config.tap = TapSource::Kept(tap);
             }
-            match self.attach(place.bridge, config).await {
+            match self.parts.attach(place.bridge, config).await {
                 Ok(port) => {
                     log.info("its guest goes on");
                     Some(port)
@@ -172,7 +171,7 @@ impl MemoryGuest {
                 }
             }
         } else {
-            let port = self.attach(place.bridge, config).await?;
+            let port = self.parts.attach(place.bridge, config).await?;
             if let Err(error) = self.introduce(&place, &names, &port).await {
                 port.close().await;
                 self.forget(place.store, &names).await;
@@ -200,17 +199,11 @@ impl MemoryGuest {
         stop: impl Future<Output = ()>,
     ) -> Ending {
         let name = names.port().to_owned();
-        let parts = Parts {
-            region: self.region.clone(),
-            layout: self.layout,
-            ring_guest: &self.ring_guest,
-            rung_by_guest: &self.rung_by_guest,
-            record: self.record.as_ref(),
-        };
+        let (socket, parts) = (&mut self.socket, &self.parts);
         let store = place.store;
         let mut gone = std::pin::pin!(async {
             tokio::select! {
-                () = end_of_file(&mut self.socket) => {
+                () = end_of_file(socket) => {
                     log.info("the guest detached");
                     Ending::Over
                 }
@@ -257,21 +250,6 @@ impl MemoryGuest {
         }
     }
 
-    async fn attach(
-        &self,
-        bridge: &Bridge,
-        config: PortConfig,
-    ) -> Result<AttachedPort, BridgeError> {
-        let parts = Parts {
-            region: self.region.clone(),
-            layout: self.layout,
-            ring_guest: &self.ring_guest,
-            rung_by_guest: &self.rung_by_guest,
-            record: self.record.as_ref(),
-        };
-        parts.attach(bridge, config).await
-    }
-
     /// Tells the guest where its memory is. Kept is first what it is told of, then its
     /// connection: the next process takes over whom it finds whole.
     async fn introduce<C>(
@@ -283,14 +261,14 @@ impl MemoryGuest {
         let Some(memory) = self.memory.take() else {
             return Ok(());
         };
-        let store = place.store;
-        if let Some(record) = &self.record {
+        let (store, parts) = (place.store, &self.parts);
+        if let Some(record) = &parts.record {
             let kept = async {
                 keep_tap(store, names, port).await?;
                 store.keep(&names.memory(), memory.fd()).await?;
-                store.keep(&names.ring_guest(), &self.ring_guest).await?;
+                store.keep(&names.ring_guest(), &parts.ring_guest).await?;
                 let rung = names.rung_by_guest();
-                store.keep(&rung, &self.rung_by_guest).await?;
+                store.keep(&rung, &parts.rung_by_guest).await?;
                 store.keep(&names.record(), record.fd()).await
             };
             said(names.port(), kept.await);
@@ -299,8 +277,8 @@ impl MemoryGuest {
             client_id: place.slot.number + 1,
             host_id: HOST_ID,
             memory: memory.fd(),
-            ring_host: &[self.rung_by_guest.as_fd()],
-            ring_client: &[self.ring_guest.as_fd()],
+            ring_host: &[parts.rung_by_guest.as_fd()],
+            ring_client: &[parts.ring_guest.as_fd()],
         };
         send_setup(&self.socket, setup).map_err(io_error("sending the guest its memory"))?;
         let kept = store.keep(&names.connection(), &self.socket).await;
@@ -309,22 +287,23 @@ impl MemoryGuest {
     }
 
     async fn forget(&self, store: &Store, names: &Names) {
-        if self.record.is_some() {
+        if self.parts.record.is_some() {
             said(names.port(), forget(store, names.all()).await);
         }
     }
 }
 
 /// What each port of a guest is made from.
-struct Parts<'a> {
+struct Parts {
     region: Region,
     layout: Layout,
-    ring_guest: &'a OwnedFd,
-    rung_by_guest: &'a OwnedFd,
-    record: Option<&'a Record>,
+    ring_guest: OwnedFd,
+    rung_by_guest: OwnedFd,
+    /// Only where there is a store.
+    record: Option<Record>,
 }
 
-impl Parts<'_> {
+impl Parts {
     async fn attach(
         &self,
         bridge: &Bridge,
@@ -332,11 +311,11 @@ impl Parts<'_> {
     ) -> Result<AttachedPort, BridgeError> {
         let copy = |fd: &OwnedFd| fd.try_clone().map_err(io_error("copying an eventfd"));
         let doorbells = Doorbells {
-            ring_guest: copy(self.ring_guest)?,
-            rung_by_guest: copy(self.rung_by_guest)?,
+            ring_guest: copy(&self.ring_guest)?,
+            rung_by_guest: copy(&self.rung_by_guest)?,
         };
         let config = PortConfig {
-            record: self.record.cloned(),
+            record: self.record.clone(),
             ..config
         };
         let (region, layout) = (self.region.clone(), self.layout);
