@@ -46,6 +46,8 @@ const REST: Duration = Duration::from_millis(20);
 /// After so many of those in a row nothing is kept for the next worker: it may be
 /// something kept that they die of.
 const FAULTS: u32 = 5;
+/// How long after a vain attempt to start a worker the next is made.
+const START_REST: Duration = Duration::from_millis(200);
 /// How long the worker may take to end: longer than it gives its guests.
 const PATIENCE: Duration = Duration::from_secs(12);
 /// Longest message, in bytes, and most descriptors beside one.
@@ -117,13 +119,22 @@ impl Keeper {
         let mut faults = 0;
         loop {
             let born = Instant::now();
-            let life = self.live(worker(), &mut signals).await?;
-            let status = match life {
-                Life::Over(status) => status,
-                Life::Told(name, status) => {
+            let status = match self.live(worker(), &mut signals).await {
+                Ok(Life::Over(status)) => status,
+                Ok(Life::Told(name, status)) => {
                     log::info!("keeper: {name}: the worker has ended ({status})");
                     return Ok(0);
                 }
+                // The program's file is being replaced, or the system is short of
+                // something: what is kept is worth waiting for.
+                Err(error) if self.was_ready => {
+                    log::error!("keeper: no worker can be started: {error}; trying again");
+                    match rest(START_REST, &mut signals).await {
+                        Some(_) => return Ok(0),
+                        None => continue,
+                    }
+                }
+                Err(error) => return Err(error),
             };
             let is_short = born.elapsed() < SHORT_LIFE;
             let is_fault = !status.success() && status.signal() != Some(Signal::KILL.as_raw());
@@ -147,14 +158,8 @@ impl Keeper {
                 self.shelf.clear();
                 faults = 0;
             }
-            if is_short {
-                tokio::select! {
-                    () = tokio::time::sleep(REST * (1 << faults)) => {}
-                    name = signals.next() => {
-                        log::info!("keeper: {name}");
-                        return Ok(0);
-                    }
-                }
+            if is_short && rest(REST * (1 << faults), &mut signals).await.is_some() {
+                return Ok(0);
             }
         }
     }
@@ -219,6 +224,17 @@ impl Keeper {
         match self.shelf.hear(&message.text, message.fds) {
             Said::Ready => self.was_ready = true,
             Said::Nothing => {}
+        }
+    }
+}
+
+/// Rests, unless the keeper is told to end: then says how.
+async fn rest(time: Duration, signals: &mut Signals) -> Option<&'static str> {
+    tokio::select! {
+        () = tokio::time::sleep(time) => None,
+        name = signals.next() => {
+            log::info!("keeper: {name}");
+            Some(name)
         }
     }
 }

@@ -210,3 +210,28 @@ fn a_tap_that_was_passed_on_serves_the_next_daemon_too() {
         assert_eq!(ip("link show dev passed"), None);
     });
 }
+
+#[test]
+fn a_program_that_is_not_there_for_a_moment_is_waited_for() {
+    in_private_network(|| async {
+        let keeper = DaemonProcess::start_as(0, &["--keep"]).unwrap();
+        let program = keeper.directory.path().join("host-bridge");
+        let aside = program.with_extension("aside");
+        let guest = LivingGuest::attach(|guest| {
+            guest.resolve_gateway();
+        });
+        let tap = ip("link show dev guest0");
+        fs::rename(&program, &aside).unwrap();
+        kill_process(
+            Pid::from_raw(worker(&keeper).unwrap()).unwrap(),
+            Signal::KILL,
+        )
+        .unwrap();
+        keeper.until_logged("no worker can be started");
+        fs::rename(&aside, &program).unwrap();
+        until("another daemon", || worker(&keeper).is_some());
+        assert_eq!(keeper.ports().len(), 1);
+        assert_eq!(ip("link show dev guest0"), tap);
+        drop(guest);
+    });
+}
