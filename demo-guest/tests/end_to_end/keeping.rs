@@ -169,7 +169,9 @@ fn a_guest_that_dies_with_its_daemon_leaves_nothing_behind() {
             let port = guest.port.clone();
             let pid = Pid::from_raw(guest.pid().cast_signed()).unwrap();
             // So that the daemon does not see the guest's end.
-            kill_process(world.worker().unwrap(), Signal::STOP).unwrap();
+            let worker = world.worker().unwrap();
+            kill_process(worker, Signal::STOP).unwrap();
+            until("the daemon's standstill", || stands_still(worker));
             kill_process(pid, Signal::KILL).unwrap();
             drop(guest);
             world.kill_worker(Signal::KILL);
@@ -184,13 +186,40 @@ fn a_guest_that_comes_while_there_is_no_daemon_waits_and_is_served() {
     in_private_network(|| {
         let mut world = World::start_kept("");
         // It takes nobody from here on.
-        kill_process(world.worker().unwrap(), Signal::STOP).unwrap();
+        let worker = world.worker().unwrap();
+        kill_process(worker, Signal::STOP).unwrap();
+        until("the daemon's standstill", || stands_still(worker));
         let helper = Helper::spawn(guest_command("early")).unwrap();
         std::thread::sleep(Duration::from_millis(200));
         world.kill_worker(Signal::KILL);
         let guest = world.attached("early", helper);
         assert!(answers(guest.addresses[0]));
     });
+}
+
+#[test]
+fn guests_that_come_while_their_daemon_dies_are_served_by_the_next() {
+    in_private_network(|| {
+        let mut world = World::start_kept("max_guests = 8");
+        for round in 0..8 {
+            let name = format!("early-{round}");
+            let helper = Helper::spawn(guest_command(&name)).unwrap();
+            // Some are still on their way, some are in the middle of the handshake.
+            std::thread::sleep(Duration::from_millis(round));
+            world.kill_worker(Signal::KILL);
+            drop(world.attached(&name, helper));
+        }
+    });
+}
+
+/// Whether every thread of a process is stopped: a signal to stop does not take effect
+/// at once.
+fn stands_still(process: Pid) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap();
+    threads.into_iter().all(|thread| {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        status.contains("State:\tT")
+    })
 }
 
 #[test]

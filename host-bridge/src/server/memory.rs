@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream as StdStream;
 use std::time::Duration;
 
 use shm_link::linux::event::EventFd;
-use shm_link::linux::ivshmem::{ServerSetup, send_setup};
+use shm_link::linux::ivshmem::{ServerSetup, send_refusal, send_setup};
 use shm_link::linux::memory::{MemoryError, SharedMemory};
 use shm_link::region::{Region, RegionError};
 use shm_link::superblock::{Layout, LayoutOptions};
@@ -69,38 +69,30 @@ enum Ending {
 }
 
 impl MemoryGuest {
-    /// A guest that has just connected.
+    /// A guest that has just connected; if it cannot be served it is told so.
+    ///
+    /// # Errors
+    /// [`BridgeError`] if there is no memory or no descriptor for it.
     pub(super) fn new(
         socket: UnixStream,
         name: &str,
         options: LayoutOptions,
         store: &Store,
     ) -> Result<Self, BridgeError> {
-        let event = || {
-            EventFd::new()
-                .map(OwnedFd::from)
-                .map_err(io_error("making an eventfd"))
-        };
-        let layout = Layout::new(options).map_err(laying_out)?;
-        let memory = SharedMemory::create(name, layout.region_len).map_err(making_memory)?;
-        let record = match store.keeps() {
-            true => Some(Record::new(options).map_err(io_error("making a guest's record"))?),
-            false => None,
-        };
-        Ok(Self {
-            socket,
-            parts: Parts {
-                region: memory.region(),
-                layout,
-                ring_guest: event()?,
-                rung_by_guest: event()?,
-                record,
-            },
-            memory: Some(memory),
-            tap: None,
-            kept: false,
-            arriving: None,
-        })
+        match Parts::new(name, options, store) {
+            Ok((parts, memory)) => Ok(Self {
+                socket,
+                parts,
+                memory: Some(memory),
+                tap: None,
+                kept: false,
+                arriving: None,
+            }),
+            Err(error) => {
+                turn_away(&socket);
+                Err(error)
+            }
+        }
     }
 
     /// The guest of the port with this name, as the process before this one left it;
@@ -171,7 +163,8 @@ impl MemoryGuest {
                 }
             }
         } else {
-            let port = self.parts.attach(place.bridge, config).await?;
+            let attached = self.parts.attach(place.bridge, config).await;
+            let port = attached.inspect_err(|_| turn_away(&self.socket))?;
             if let Err(error) = self.introduce(&place, &names, &port).await {
                 port.close().await;
                 self.forget(place.store, &names).await;
@@ -304,6 +297,33 @@ struct Parts {
 }
 
 impl Parts {
+    /// What a new guest needs, and the descriptor of its memory.
+    fn new(
+        name: &str,
+        options: LayoutOptions,
+        store: &Store,
+    ) -> Result<(Self, SharedMemory), BridgeError> {
+        let event = || {
+            EventFd::new()
+                .map(OwnedFd::from)
+                .map_err(io_error("making an eventfd"))
+        };
+        let layout = Layout::new(options).map_err(laying_out)?;
+        let memory = SharedMemory::create(name, layout.region_len).map_err(making_memory)?;
+        let record = match store.keeps() {
+            true => Some(Record::new(options).map_err(io_error("making a guest's record"))?),
+            false => None,
+        };
+        let parts = Self {
+            region: memory.region(),
+            layout,
+            ring_guest: event()?,
+            rung_by_guest: event()?,
+            record,
+        };
+        Ok((parts, memory))
+    }
+
     async fn attach(
         &self,
         bridge: &Bridge,
@@ -341,6 +361,12 @@ impl Parts {
             tokio::time::sleep(TAP_REST).await;
         }
     }
+}
+
+/// Tells a client that it gets no place here, so that it does not come again at once.
+pub(super) fn turn_away(socket: &UnixStream) {
+    // Who is gone already needs no answer.
+    let _ = send_refusal(socket);
 }
 
 async fn keep_tap(store: &Store, names: &Names, port: &AttachedPort) -> io::Result<()> {

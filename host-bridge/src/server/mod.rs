@@ -358,11 +358,10 @@ impl Server {
                     continue;
                 }
             };
-            // Whoever is turned away sees the end of the connection.
             match admitted {
-                Err(why) => reception.refuse(&why),
+                Err(why) => reception.refuse(&client, &why),
                 Ok(()) if guests.tasks.len() >= most => {
-                    reception.refuse("too many wait for a place already");
+                    reception.refuse(&client, "too many wait for a place already");
                 }
                 Ok(()) => {
                     let served = reception.clone().serve(client, guests.stop());
@@ -392,13 +391,12 @@ impl Reception {
         };
         let slot = match self.slots.wait(before, SLOT_PATIENCE).await {
             Ok(slot) => slot,
-            Err(full) => return self.refuse(&full.to_string()),
+            Err(full) => return self.refuse(&client, &full.to_string()),
         };
         let config = match self.desk.port_config(slot.number) {
             Ok(config) => config,
             Err(error) => {
-                log::error!("a guest was turned away: copying its TAP's descriptor: {error}");
-                return;
+                return self.refuse(&client, &format!("copying its TAP's descriptor: {error}"));
             }
         };
         let name = config.name.clone();
@@ -425,7 +423,11 @@ impl Reception {
         drop(slot);
     }
 
-    fn refuse(&self, why: &str) {
+    /// Turns a client away. Behind a byte stream it sees the end of its connection.
+    fn refuse(&self, client: &Client, why: &str) {
+        if let Client::Memory(socket, _) = client {
+            memory::turn_away(socket);
+        }
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         match refusals.allows(Instant::now()) {
             Lines::Say => log::warn!("a guest was turned away: {why}"),

@@ -26,6 +26,8 @@ use super::wire::{MessageReader, Received, WireError};
 /// Messages that [`Attachment::daemon_alive`] throws away in one call. The
 /// daemon sends none after the handshake, so any bound will do.
 const STRAY_MESSAGES: usize = 64;
+/// How long after a connection was closed early the next is tried.
+const BREATH: Duration = Duration::from_millis(10);
 
 /// A guest's end of an attachment.
 #[derive(Debug)]
@@ -53,10 +55,13 @@ pub enum AttachError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The daemon closed the connection before the handshake was complete.
-    Refused {
-        /// What this guest was waiting for.
+    /// Whoever listens closed the connection before the handshake was complete, or
+    /// went away, again and again.
+    Closed {
+        /// What this guest was waiting for at last.
         waiting_for: Stage,
+        /// How long the whole attempt was allowed to last.
+        after: Duration,
     },
     /// The daemon was silent for too long.
     Timeout {
@@ -67,7 +72,8 @@ pub enum AttachError {
     },
     /// What came was no message.
     Wire(WireError),
-    /// The messages were not the protocol's.
+    /// The daemon turned this guest away ([`SetupError::Refused`]), or its messages
+    /// were not the protocol's.
     Setup(SetupError),
     /// The memory could not be used.
     Memory(MemoryError),
@@ -90,9 +96,9 @@ impl fmt::Display for AttachError {
                 };
                 write!(f, "cannot connect to {address}: {source} ({advice})")
             }
-            Self::Refused { waiting_for } => write!(
+            Self::Closed { waiting_for, after } => write!(
                 f,
-                "the daemon closed the connection instead of sending {waiting_for}: it refused this guest, and its log says why"
+                "the daemon closed the connection instead of sending {waiting_for}, again and again for {after:?}: its log says why, if it is this project's daemon"
             ),
             Self::Timeout { waiting_for, after } => write!(
                 f,
@@ -112,7 +118,7 @@ impl core::error::Error for AttachError {
             // Their words are this error's words already: go on to their cause.
             Self::Wire(source) => source.source(),
             Self::Memory(source) => source.source(),
-            Self::Refused { .. } | Self::Timeout { .. } | Self::Setup(_) => None,
+            Self::Closed { .. } | Self::Timeout { .. } | Self::Setup(_) => None,
         }
     }
 }
@@ -121,15 +127,13 @@ impl Attachment {
     /// Attaches to the daemon that listens at `address`. The whole attempt
     /// lasts no longer than `timeout`.
     ///
+    /// A daemon that dies in the middle of it is waited for: the next one may be
+    /// there in a moment.
+    ///
     /// # Errors
     /// [`AttachError`]; nothing stays open then.
     pub fn connect(address: &Address, timeout: Duration) -> Result<Self, AttachError> {
-        let start = Instant::now();
-        let socket = connect(address, None, timeout).map_err(|e| AttachError::Connect {
-            address: address.clone(),
-            source: e.into(),
-        })?;
-        Self::handshake(socket, start, timeout)
+        Self::attempt(address, None, timeout)
     }
 
     /// Attaches again, as the guest that had this id ([`Attachment::id`]) before the
@@ -144,21 +148,52 @@ impl Attachment {
         id: u16,
         timeout: Duration,
     ) -> Result<Self, AttachError> {
+        Self::attempt(address, Some(id), timeout)
+    }
+
+    fn attempt(address: &Address, id: Option<u16>, timeout: Duration) -> Result<Self, AttachError> {
         let start = Instant::now();
-        let socket = connect(address, Some(id), timeout).map_err(|e| AttachError::Connect {
+        let mut before = None;
+        loop {
+            let error = match Self::try_once(address, id, start, timeout) {
+                Ok(attachment) => return Ok(attachment),
+                Err(error) => error,
+            };
+            let closed = match (error, before) {
+                (closed @ AttachError::Closed { .. }, _) => closed,
+                // Somebody listened a moment ago.
+                (AttachError::Connect { .. }, Some(closed)) => closed,
+                (error, _) => return Err(error),
+            };
+            if start.elapsed() + BREATH >= timeout {
+                return Err(closed);
+            }
+            std::thread::sleep(BREATH);
+            before = Some(closed);
+        }
+    }
+
+    fn try_once(
+        address: &Address,
+        id: Option<u16>,
+        start: Instant,
+        timeout: Duration,
+    ) -> Result<Self, AttachError> {
+        let left = || timeout.saturating_sub(start.elapsed());
+        let socket = connect(address, id, left()).map_err(|e| AttachError::Connect {
             address: address.clone(),
             source: e.into(),
         })?;
-        Self::handshake(socket, start, timeout)
-    }
-
-    fn handshake(socket: OwnedFd, start: Instant, timeout: Duration) -> Result<Self, AttachError> {
         let mut reader = MessageReader::default();
         let mut client = ClientSetup::default();
         loop {
             let waiting_for = client.stage();
-            match reader.read(&socket).map_err(from_wire(waiting_for))? {
-                Received::Message(value, fd) => {
+            let closed = || AttachError::Closed {
+                waiting_for,
+                after: timeout,
+            };
+            match reader.read(&socket) {
+                Ok(Received::Message(value, fd)) => {
                     match client
                         .handle_message(value, fd)
                         .map_err(AttachError::Setup)?
@@ -167,17 +202,22 @@ impl Attachment {
                         Step::Done(setup) => return Self::complete(setup, socket),
                     }
                 }
-                Received::Closed => return Err(AttachError::Refused { waiting_for }),
-                Received::Pending => {
-                    let left = timeout.saturating_sub(start.elapsed());
+                Ok(Received::Pending) => {
+                    let left = left();
                     if left.is_zero() {
                         return Err(AttachError::Timeout {
                             waiting_for,
                             after: timeout,
                         });
                     }
-                    wait_readable(&socket, left).map_err(from_wire(waiting_for))?;
+                    wait_readable(&socket, left).map_err(AttachError::Wire)?;
                 }
+                Ok(Received::Closed) => return Err(closed()),
+                // A server that closes with something of ours unread does this.
+                Err(WireError::Io(e)) if e.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(closed());
+                }
+                Err(error) => return Err(AttachError::Wire(error)),
             }
         }
     }
@@ -250,22 +290,11 @@ fn wait_readable(socket: &OwnedFd, timeout: Duration) -> Result<(), WireError> {
     }
 }
 
-/// A server that closes with something of ours unread resets the connection;
-/// that is a refusal like any other.
-fn from_wire(waiting_for: Stage) -> impl Fn(WireError) -> AttachError {
-    move |error| match error {
-        WireError::Io(e) if e.kind() == io::ErrorKind::ConnectionReset => {
-            AttachError::Refused { waiting_for }
-        }
-        other => AttachError::Wire(other),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::doorbell::{Doorbell, Wait};
-    use crate::linux::ivshmem::{ServerSetup, send_setup};
+    use crate::linux::ivshmem::{ServerSetup, send_refusal, send_setup};
     use crate::linux::wire::send_message;
     use std::format;
     use std::os::fd::AsFd;
@@ -356,32 +385,67 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_connection_is_a_refusal_that_points_to_the_daemons_log() {
-        let (address, server) = serve("refusing", drop);
+    fn a_refusal_points_to_the_daemons_log() {
+        let (address, server) = serve("refusing", |socket| send_refusal(&socket).unwrap());
         let error = Attachment::connect(&address, LONG).unwrap_err();
-        assert!(matches!(
-            error,
-            AttachError::Refused {
-                waiting_for: Stage::Version
-            }
-        ));
+        assert!(
+            matches!(error, AttachError::Setup(SetupError::Refused)),
+            "{error}"
+        );
         assert!(error.to_string().contains("refused this guest"), "{error}");
         server.join().unwrap();
     }
 
     #[test]
-    fn a_conversation_that_breaks_off_says_what_was_missing() {
+    fn a_daemon_that_goes_away_at_any_step_is_waited_for() {
+        let address: Address = format!("@shm-link-test-{}-dying", std::process::id())
+            .parse()
+            .unwrap();
+        let listen = {
+            let address = address.socket_addr().unwrap();
+            move || UnixListener::bind_addr(&address).unwrap()
+        };
+        let mut listener = listen();
+        let server = thread::spawn(move || {
+            for messages in 0..4 {
+                let socket = listener.accept().unwrap().0;
+                for value in [0, 5, -1].into_iter().take(messages) {
+                    let memory = SharedMemory::create("test", 65536).unwrap();
+                    let fd = (value == -1).then(|| memory.fd());
+                    send_message(&socket, value, fd).unwrap();
+                }
+                // Both at once, as when its process is killed.
+                drop((listener, socket));
+                thread::sleep(3 * BREATH);
+                listener = listen();
+            }
+            welcome(listener.accept().unwrap().0)
+        });
+        let guest = Attachment::connect(&address, LONG).unwrap();
+        assert_eq!(guest.id, 9);
+        drop(server.join().unwrap());
+    }
+
+    #[test]
+    fn conversations_that_always_break_off_end_at_the_timeout_and_say_what_was_missing() {
         let (address, server) = serve("breaking", |socket| {
             send_message(&socket, 0, None).unwrap();
             send_message(&socket, 5, None).unwrap();
         });
-        let error = Attachment::connect(&address, LONG).unwrap_err();
-        assert!(matches!(
-            error,
-            AttachError::Refused {
-                waiting_for: Stage::Memory
-            }
-        ));
+        let timeout = Duration::from_millis(100);
+        let begin = Instant::now();
+        let error = Attachment::connect(&address, timeout).unwrap_err();
+        assert!(begin.elapsed() < LONG);
+        assert!(
+            matches!(
+                error,
+                AttachError::Closed {
+                    waiting_for: Stage::Memory,
+                    ..
+                }
+            ),
+            "{error}"
+        );
         server.join().unwrap();
     }
 
@@ -471,8 +535,9 @@ mod tests {
             assert_eq!(id_before(name), Some(7));
         });
         // The server closes without a word.
-        let refused = Attachment::connect_again(&address, 7, LONG).unwrap_err();
-        assert!(matches!(refused, AttachError::Refused { .. }), "{refused}");
+        let timeout = Duration::from_millis(50);
+        let closed = Attachment::connect_again(&address, 7, timeout).unwrap_err();
+        assert!(matches!(closed, AttachError::Closed { .. }), "{closed}");
         server.join().unwrap();
         for nonsense in [
             "",

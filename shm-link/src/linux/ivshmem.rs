@@ -6,11 +6,14 @@
 //! Protocol". The spec lets many clients share one memory; here each client has
 //! its own, and the only other peer in it is the host.
 //!
+//! A server that turns a client away sends `-1` where the version belongs: no client
+//! takes that for a version, and it differs from a server that died.
+//!
 //! The client's states, what each expects, and what it does with the rest:
 //!
 //! | state    | `0`, no fd | id, no fd | `-1` + fd | other's id + fd  | own id + fd |
 //! | ---      | ---        | ---       | ---       | ---              | ---         |
-//! | Version  | → OwnId    | error     | error     | error            | error       |
+//! | Version  | → OwnId    | error, `-1`: refused | error | error     | error       |
 //! | OwnId    | → Memory (0 is an id) | → Memory | error | error     | error       |
 //! | Memory   | error      | error     | → Host    | error            | error       |
 //! | Host     | error      | error     | error     | → Doorbell       | error       |
@@ -27,6 +30,8 @@ use super::wire::send_message;
 
 /// The protocol's version: the only one there is.
 const VERSION: i64 = 0;
+/// Instead of a version: the client is turned away.
+const REFUSED: i64 = -1;
 /// The number beside which the memory travels.
 const MEMORY: i64 = -1;
 
@@ -76,6 +81,16 @@ pub fn send_setup(socket: impl AsFd, setup: ServerSetup<'_>) -> io::Result<()> {
         .try_for_each(|(value, fd)| send_message(&socket, value, fd))
 }
 
+/// Tells a new client that it is turned away. Close the connection afterwards. Never
+/// blocks.
+///
+/// # Errors
+/// The kernel's; the client takes a closed connection for a server that died, and may
+/// come again.
+pub fn send_refusal(socket: impl AsFd) -> io::Result<()> {
+    send_message(&socket, REFUSED, None)
+}
+
 /// What a client holds after the handshake.
 #[derive(Debug)]
 pub struct Setup {
@@ -122,6 +137,8 @@ impl fmt::Display for Stage {
 /// of another kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetupError {
+    /// The server turned this client away.
+    Refused,
     /// A protocol version that is not 0.
     Version(i64),
     /// A descriptor came where none belongs.
@@ -141,6 +158,7 @@ pub enum SetupError {
 impl fmt::Display for SetupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Refused => f.write_str("the daemon refused this guest, and its log says why"),
             Self::Version(version) => write!(
                 f,
                 "the server speaks version {version} of the ivshmem-server protocol and this guest speaks 0: check which program listens there"
@@ -233,6 +251,7 @@ impl ClientSetup {
         }
         let next = match self.0 {
             State::Version if value == VERSION => State::OwnId,
+            State::Version if value == REFUSED => return Err(SetupError::Refused),
             State::Version => return Err(SetupError::Version(value)),
             State::OwnId => State::Memory {
                 id: peer_id(value)?,
@@ -386,9 +405,10 @@ mod tests {
 
     #[test]
     fn a_version_that_is_not_zero_is_refused() {
-        for version in [1, -1, i64::MAX] {
+        for version in [1, -2, i64::MAX] {
             assert_eq!(with(|s| s[0].0 = version), SetupError::Version(version));
         }
+        assert_eq!(with(|s| s[0].0 = -1), SetupError::Refused);
     }
 
     #[test]
