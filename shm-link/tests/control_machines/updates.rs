@@ -1,0 +1,113 @@
+//! Changes of the configuration while a session runs.
+
+use shm_link::control::{ConfigError, ErrorCode, GuestState, HostState, Level};
+
+use crate::common::{Pair, guest_offer, host_config, host_offer};
+
+#[test]
+fn a_change_reaches_the_guest_and_is_acknowledged() {
+    let mut pair = Pair::running();
+    let serial = pair.update(|c| c.carrier = false);
+    pair.run();
+    assert_eq!(serial, 1);
+    assert_eq!(pair.guest_events, ["changed 1 mtu 9000"]);
+    assert_eq!(pair.host_events, ["acknowledged 1"]);
+}
+
+#[test]
+fn changes_behind_an_open_update_coalesce_to_the_newest() {
+    let mut pair = Pair::running();
+    pair.obliging = false;
+    pair.update(|c| c.mtu = 1501);
+    pair.run();
+    for mtu in 1502..1600 {
+        pair.update(|c| c.mtu = mtu);
+        pair.run();
+    }
+    assert_eq!(pair.guest_events, ["changed 1 mtu 1501"]);
+    assert!(!pair.guest.applied(99), "99 is under way to nobody");
+    assert!(pair.guest.applied(1));
+    assert!(!pair.guest.applied(1), "acknowledged once already");
+    pair.run();
+    assert_eq!(pair.guest_events[1..], ["changed 99 mtu 1599"]);
+    assert_eq!(pair.host_events, ["acknowledged 1"]);
+    assert!(pair.guest.applied(99));
+    pair.run();
+    assert_eq!(pair.host_events[1..], ["acknowledged 99"]);
+}
+
+#[test]
+fn a_rejected_update_is_reported_and_the_next_one_is_sent() {
+    let mut pair = Pair::running();
+    pair.obliging = false;
+    pair.update(|c| c.mtu = 1501);
+    pair.update(|c| c.mtu = 1502);
+    pair.run();
+    assert_eq!(pair.guest_events, ["changed 2 mtu 1502"]);
+    let words = "é".repeat(100);
+    assert!(pair.guest.not_applied(2, ErrorCode::Failed, &words));
+    pair.update(|c| c.mtu = 1503);
+    pair.run();
+    assert_eq!(
+        pair.host_events,
+        [format!("rejected 2 Failed: {}", "é".repeat(80))]
+    );
+    assert_eq!(pair.guest_events[1..], ["changed 3 mtu 1503"]);
+}
+
+#[test]
+fn an_update_that_makes_no_sense_for_this_guest_changes_nothing() {
+    let mut offer = guest_offer();
+    offer.max_mtu = 1000;
+    let mut pair = Pair::with(offer, host_offer());
+    pair.run();
+    let mut config = host_config();
+    config.slaac = true;
+    assert_eq!(
+        pair.host.update(config.clone()),
+        Err(ConfigError::MtuTooSmallForIpv6)
+    );
+    config.mac = [0; 6];
+    assert_eq!(pair.host.update(config), Err(ConfigError::Mac));
+    assert!(pair.host.poll_transmit().is_none());
+    assert_eq!(pair.update(|c| c.mtu = 999), 1, "no serial was used up");
+}
+
+#[test]
+fn a_change_that_makes_no_difference_to_the_guest_is_not_sent() {
+    let mut offer = guest_offer();
+    offer.max_mtu = 1400;
+    let mut pair = Pair::with(offer, host_offer());
+    pair.run();
+    assert_eq!(pair.update(|c| c.mtu = 1450), 0);
+    assert!(pair.host.poll_transmit().is_none());
+    assert_eq!(pair.host.offered().mtu, 1450);
+    assert_eq!(pair.update(|c| c.mtu = 1300), 1);
+    pair.run();
+    assert_eq!(pair.guest_events[1..], ["changed 1 mtu 1300"]);
+}
+
+#[test]
+fn an_update_before_the_guest_is_configured_is_what_it_is_configured_with() {
+    let mut pair = Pair::new();
+    pair.update(|c| c.mtu = 1600);
+    pair.run();
+    assert_eq!(pair.guest_events, ["configured 1 mtu 1600"]);
+}
+
+#[test]
+fn a_guest_whose_mtu_is_too_small_is_told_so() {
+    let mut offer = guest_offer();
+    offer.max_mtu = 500;
+    let mut pair = Pair::with(offer, host_offer());
+    pair.run();
+    assert_eq!(pair.guest.state(), GuestState::Failed(ErrorCode::Invalid));
+    assert_eq!(pair.host.state(), HostState::Greeted);
+    assert_eq!(
+        pair.guest_events,
+        ["error Invalid: the MTU is below 576 bytes"]
+    );
+    assert_eq!(pair.guest.report(Level::Error, "no network"), Ok(()));
+    pair.run();
+    assert_eq!(pair.host_events[1..], ["report Error: no network"]);
+}
