@@ -171,10 +171,9 @@ impl Attached for Stream {
     }
 
     fn wakers(&self, link: &Self::Link) -> [PollFd<'_>; 2] {
-        let events = match link.wants_write() {
-            true => PollFlags::IN | PollFlags::OUT,
-            false => PollFlags::IN,
-        };
+        let mut events = PollFlags::empty();
+        events.set(PollFlags::IN, link.wants_read());
+        events.set(PollFlags::OUT, link.wants_write());
         // There is only one.
         [
             PollFd::new(&self.fd, events),

@@ -110,8 +110,8 @@ pub trait Link {
 
     /// Like [`arm`](Self::arm), for one that cannot take the frames that wait
     /// before it can reserve `tx_room` bytes, for want of room for their answers:
-    /// they are no reason to stay awake. A link that knows no better sleeps for
-    /// frames too, and its owner then looks again and again until there is room.
+    /// they are no reason to stay awake, nor to wake up. A link that knows no better
+    /// sleeps for frames too; its owner then looks again and again until there is room.
     ///
     /// # Errors
     /// As for [`FrameRx::peek`].

@@ -446,6 +446,28 @@ fn without_room_nothing_is_reserved_until_the_pending_bytes_went_out() {
 }
 
 #[test]
+fn who_waits_for_room_alone_sleeps_although_frames_wait() {
+    for framing in FRAMINGS {
+        let mut pair = Pair::with(framing, 3000, 100);
+        let item = frame(vec![7; 3000]);
+        assert_eq!(pair.sender.arm_for_room(3000), Ok(false), "there is room");
+        while try_send(&mut pair.sender, &item).unwrap() {}
+        assert_eq!(pair.sender.arm_for_room(3000), Ok(true));
+        assert!(pair.sender.wants_write() && !pair.sender.wants_read());
+        pair.sender.disarm();
+        assert!(pair.sender.wants_read());
+
+        let mut turns = 0;
+        while pair.sender.arm_for_room(3000).unwrap() {
+            recv(&mut pair.receiver).unwrap();
+            turns += 1;
+            assert!(turns < 1000, "there is never room");
+        }
+        assert!(turns > 0 && pair.sender.wants_read());
+    }
+}
+
+#[test]
 fn arming_says_whether_there_is_work() {
     for framing in FRAMINGS {
         let mut pair = Pair::new(framing);

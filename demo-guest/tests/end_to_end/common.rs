@@ -261,9 +261,14 @@ impl Drop for World {
 
 /// The process guest, told where this world's daemon is.
 pub(crate) fn guest_command(name: &str) -> Command {
+    guest_command_at("--socket", SOCKET, name)
+}
+
+/// The process guest, told of another way to the daemon.
+pub(crate) fn guest_command_at(option: &str, address: &str, name: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_demo-guest"));
     command
-        .args(["--socket", SOCKET, "--name", name])
+        .args([option, address, "--name", name])
         .env("RUST_LOG", "error")
         .stdin(Stdio::null());
     command
@@ -274,6 +279,16 @@ pub(crate) fn answers(address: IpAddr) -> bool {
     let report = host_bridge::probe::ping::ping(address, 0, 1, Duration::from_millis(200));
     // The kernel may need a moment until an address of its own is usable.
     report.is_ok_and(|report| report.received == 1)
+}
+
+/// Whether every thread of a process is stopped: a signal to stop does not take effect
+/// at once.
+pub(crate) fn stands_still(process: Pid) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap();
+    threads.into_iter().all(|thread| {
+        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        status.contains("State:\tT")
+    })
 }
 
 /// A running guest.

@@ -10,7 +10,7 @@ use host_bridge::port::PortChange;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::{
-    PATIENCE, World, answers, guest_command, in_private_network, interface, until,
+    PATIENCE, World, answers, guest_command, in_private_network, interface, stands_still, until,
 };
 
 /// Connections at a time, to two guests over both versions of IP.
@@ -210,16 +210,6 @@ fn guests_that_come_while_their_daemon_dies_are_served_by_the_next() {
             drop(world.attached(&name, helper));
         }
     });
-}
-
-/// Whether every thread of a process is stopped: a signal to stop does not take effect
-/// at once.
-fn stands_still(process: Pid) -> bool {
-    let threads = std::fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap();
-    threads.into_iter().all(|thread| {
-        let status = std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
-        status.contains("State:\tT")
-    })
 }
 
 #[test]

@@ -40,7 +40,8 @@
 //! Put a clone of the file descriptor into an `AsyncFd`. When it is readable, call
 //! `recv_control` and `peek` until both say `None`, then clear its readiness;
 //! while [`StreamLink::wants_write`], wait for it to be writable as well and call
-//! `flush`. [`Link::arm`] says `false` where something was left over.
+//! `flush`. [`Link::arm`] says `false` where something was left over. After
+//! [`Link::arm_for_room`] only room is waited for ([`StreamLink::wants_read`]).
 
 #[cfg(feature = "linux")]
 pub mod fd;
@@ -85,6 +86,7 @@ impl core::error::Error for BufferTooSmall {}
 pub struct StreamLink<R, W, B> {
     rx: StreamRx<R, B>,
     tx: StreamTx<W, B>,
+    waits_for_room: bool,
 }
 
 impl<R, W, B> StreamLink<R, W, B>
@@ -114,6 +116,7 @@ where
         Ok(Self {
             rx: StreamRx::new(reader, rx_buf, framing, max_frame_len),
             tx: StreamTx::new(writer, tx_buf, framing, max_frame_len),
+            waits_for_room: false,
         })
     }
 
@@ -131,6 +134,12 @@ where
     /// the stream to be writable, and then calls `flush`.
     pub fn wants_write(&self) -> bool {
         self.tx.unsent_len() > 0
+    }
+
+    /// Whether bytes of the reader are a reason to wake up: not while
+    /// [`Link::arm_for_room`] holds.
+    pub fn wants_read(&self) -> bool {
+        !self.waits_for_room
     }
 }
 
@@ -172,6 +181,7 @@ where
     /// [`wants_write`](StreamLink::wants_write), readable or writable. Nothing is
     /// announced to the peer.
     fn arm(&mut self, tx_room: Option<usize>) -> Result<bool, LinkError> {
+        self.waits_for_room = false;
         self.tx.flush();
         if self.rx.front()?.is_some() || self.rx.is_ready()? {
             return Ok(false);
@@ -185,8 +195,18 @@ where
         Ok(!self.tx.is_ready()?)
     }
 
-    /// Nothing to take back.
-    fn disarm(&mut self) {}
+    /// Like [`arm`](Link::arm), whatever the reader has. Without room there are unsent
+    /// bytes, so the owner sleeps until the stream is writable.
+    fn arm_for_room(&mut self, tx_room: usize) -> Result<bool, LinkError> {
+        self.tx.flush();
+        self.tx.check()?;
+        self.waits_for_room = !self.tx.has_room(tx_room)? && !self.tx.is_ready()?;
+        Ok(self.waits_for_room)
+    }
+
+    fn disarm(&mut self) {
+        self.waits_for_room = false;
+    }
 
     fn generation(&self) -> u32 {
         self.rx.generation()
