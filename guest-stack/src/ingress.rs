@@ -22,6 +22,7 @@ use crate::flow::{Entry, FlowKey};
 use crate::registry::{Datagram, Verdict};
 use crate::sockets::Sockets;
 use crate::tcp::blind::Belief;
+use crate::tcp::segment::Received;
 
 /// ICMPv4 echo request.
 const ECHO_REQUEST: u8 = 8;
@@ -197,7 +198,10 @@ impl Sockets {
             Kind::Tcp(_) | Kind::Udp { .. } if verify && !checksum_holds(packet, frame) => {
                 Ending::Malformed
             }
-            Kind::Tcp(tcp) => self.sort_tcp(now, packet, &tcp, frame, tx),
+            Kind::Tcp(tcp) => {
+                let tcp = &tcp;
+                self.sort_tcp(now, Received { packet, tcp, frame }, tx)
+            }
             Kind::Udp { src_port, dst_port } => {
                 self.sort_udp(now, packet, src_port, dst_port, frame, tx)
             }
@@ -261,14 +265,8 @@ impl Sockets {
         }
     }
 
-    fn sort_tcp(
-        &mut self,
-        now: Instant,
-        packet: &Packet,
-        tcp: &TcpHeader,
-        frame: &[u8],
-        tx: &mut dyn FrameTx,
-    ) -> Ending {
+    fn sort_tcp(&mut self, now: Instant, received: Received<'_>, tx: &mut dyn FrameTx) -> Ending {
+        let Received { packet, tcp, frame } = received;
         let key = FlowKey {
             local: IpEndpoint::new(packet.dst, tcp.dst_port),
             remote: IpEndpoint::new(packet.src, tcp.src_port),
@@ -279,11 +277,11 @@ impl Sockets {
                 self.copy_to_raw(now, packet, frame, tx);
             }
             return match self.table.entry(index) {
-                Entry::HalfOpen(_) => self.receive_half_open(now, index, packet, tcp, frame, tx),
-                Entry::TimeWait(_) => self.receive_time_wait(now, index, packet, tcp, frame, tx),
+                Entry::HalfOpen(_) => self.receive_half_open(now, index, received, tx),
+                Entry::TimeWait(_) => self.receive_time_wait(now, index, received, tx),
                 Entry::Flow(flow) => {
                     match flow.believes(tcp) {
-                        Belief::Feed => self.feed_segment(now, index, packet, tcp, frame, tx),
+                        Belief::Feed => self.feed_segment(now, index, received, tx),
                         Belief::Challenge => self.challenge(index, now, tx),
                         Belief::Drop => {}
                     }
@@ -298,8 +296,8 @@ impl Sockets {
             return Ending::BadAddress;
         }
         let begun = self
-            .receive_syn(now, key, packet, tcp, frame, tx)
-            .or_else(|| self.receive_cookie(now, key, packet, tcp, frame, tx))
+            .receive_syn(now, key, received, tx)
+            .or_else(|| self.receive_cookie(now, key, received, tx))
             .or_else(|| self.is_behind_a_cookie(now, &key, tcp));
         if let Some(ending) = begun {
             if !application {

@@ -19,8 +19,9 @@ use smoltcp::time::{Duration, Instant};
 
 use super::TcpStreamId;
 use super::connection::{Owner, Readiness};
+use super::segment::Received;
 use super::time_wait::{TimeWait, Verdict};
-use crate::classify::{self, Packet, TcpHeader};
+use crate::classify;
 use crate::error::StreamError;
 use crate::flow::{Entry, Handle};
 use crate::ingress::Ending;
@@ -187,19 +188,17 @@ impl Sockets {
         &mut self,
         now: Instant,
         index: u32,
-        packet: &Packet,
-        tcp: &TcpHeader,
-        frame: &[u8],
+        received: Received<'_>,
         tx: &mut dyn FrameTx,
     ) -> Ending {
-        if self.parse(packet, frame).is_none() {
+        if self.parse(received).is_none() {
             return Ending::Malformed;
         }
         let duration = self.config.limits.time_wait_duration;
         let Entry::TimeWait(time_wait) = self.table.entry(index) else {
             return Ending::Malformed;
         };
-        match time_wait.judge(tcp) {
+        match time_wait.judge(received.tcp) {
             Verdict::Ignore => Ending::Tcp,
             Verdict::Answer => {
                 let answer = time_wait.ack();
@@ -209,7 +208,7 @@ impl Sockets {
                 if !self.limiter.permit(now) {
                     return Ending::ReplyLimited;
                 }
-                if let Some(mac) = classify::source(frame) {
+                if let Some(mac) = classify::source(received.frame) {
                     self.send_segment(&answer, mac, tx);
                 }
                 Ending::Tcp
@@ -221,7 +220,7 @@ impl Sockets {
                     return Ending::Tcp;
                 }
                 self.forget_time_wait(handle);
-                self.receive_syn(now, key, packet, tcp, frame, tx)
+                self.receive_syn(now, key, received, tx)
                     .unwrap_or(Ending::Malformed)
             }
         }

@@ -20,8 +20,8 @@ use smoltcp::time::Instant;
 use smoltcp::wire::TcpControl;
 
 use super::connection::Flow;
-use super::segment::MAX_LEN;
-use crate::classify::{ETHERNET_LEN, Packet, TCP_FIN, TcpHeader};
+use super::segment::{MAX_LEN, Received};
+use crate::classify::{ETHERNET_LEN, TCP_FIN};
 use crate::flow::Entry;
 use crate::sockets::Sockets;
 
@@ -74,27 +74,28 @@ impl Sockets {
         &mut self,
         now: Instant,
         index: u32,
-        packet: &Packet,
-        tcp: &TcpHeader,
-        frame: &[u8],
+        received: Received<'_>,
         tx: &mut dyn FrameTx,
     ) {
         // Less than 2¹⁶ bytes.
-        let end = tcp.seq.wrapping_add(tcp.data_len as u32);
+        let end = received.tcp.seq.wrapping_add(received.tcp.data_len as u32);
         let fits = match self.table.entry(index) {
             Entry::Flow(flow) => flow.recovery.announced(end),
             _ => true,
         };
-        if tcp.flags & TCP_FIN == 0 || tcp.data_len == 0 || fits {
-            self.feed_flow(now, index, frame, tx);
+        if received.tcp.flags & TCP_FIN == 0 || received.tcp.data_len == 0 || fits {
+            self.feed_flow(now, index, received.frame, tx);
             return;
         }
         // A FIN of ours must not be one that was damaged on the way.
-        if self.parse(packet, frame).is_none() {
+        if self.parse(received).is_none() {
             return;
         }
-        let mut without = frame.to_vec();
-        let Some(()) = without.get_mut(packet.payload.clone()).and_then(clear_fin) else {
+        let mut without = received.frame.to_vec();
+        let Some(()) = without
+            .get_mut(received.packet.payload.clone())
+            .and_then(clear_fin)
+        else {
             return;
         };
         self.feed_flow(now, index, &without, tx);
@@ -104,9 +105,9 @@ impl Sockets {
         if flow.recovery.expected() != Some(end) {
             return;
         }
-        let mut fin = flow.segment_of_the_peer(end, tcp.ack);
+        let mut fin = flow.segment_of_the_peer(end, received.tcp.ack);
         fin.tcp.control = TcpControl::Fin;
-        fin.tcp.window_len = tcp.window;
+        fin.tcp.window_len = received.tcp.window;
         let mut frame = [0; ETHERNET_LEN + MAX_LEN];
         let frame = &mut frame[..fin.frame_len()];
         let mac = self.net.mac;

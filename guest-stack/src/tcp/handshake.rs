@@ -13,9 +13,9 @@ use smoltcp::wire::{Ipv4Packet, TcpControl, TcpPacket, TcpRepr};
 
 use super::connection::Flow;
 use super::half_open::{HalfOpen, Target, Verdict};
-use super::segment::Segment;
+use super::segment::{Received, Segment};
 use super::{TcpStreamId, birth, cookie};
-use crate::classify::{self, ETHERNET_LEN, Packet, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
+use crate::classify::{self, ETHERNET_LEN, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
 use crate::context::Context;
 use crate::device::Wire;
 use crate::flow::{Entry, FlowKey, Handle};
@@ -68,18 +68,16 @@ impl Sockets {
         &mut self,
         now: Instant,
         key: FlowKey,
-        packet: &Packet,
-        tcp: &TcpHeader,
-        frame: &[u8],
+        received: Received<'_>,
         tx: &mut dyn FrameTx,
     ) -> Option<Ending> {
-        if tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST) != TCP_SYN {
+        if received.tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST) != TCP_SYN {
             return None;
         }
         let target = self.target(&key)?;
         let listener = target.listener;
         let limits = self.config.limits;
-        let Some(syn) = self.parse(packet, frame) else {
+        let Some(syn) = self.parse(received) else {
             return Some(Ending::Malformed);
         };
         if syn.control != TcpControl::Syn || key.remote.port == 0 {
@@ -88,7 +86,7 @@ impl Sockets {
         if self.connections() >= limits.connections || !self.has_room(&key, listener, false) {
             return Some(Ending::BacklogFull);
         }
-        let mac = classify::source(frame)?;
+        let mac = classify::source(received.frame)?;
         let timeout = limits.half_open_timeout;
         if self.half_open >= limits.half_open || !self.has_room(&key, listener, true) {
             if !limits.syn_cookies || !self.is_flooded(listener, now) {
@@ -146,18 +144,19 @@ impl Sockets {
         &mut self,
         now: Instant,
         key: FlowKey,
-        packet: &Packet,
-        tcp: &TcpHeader,
-        frame: &[u8],
+        received: Received<'_>,
         tx: &mut dyn FrameTx,
     ) -> Option<Ending> {
-        if !self.may_follow_a_cookie(now, tcp) {
+        if !self.may_follow_a_cookie(now, received.tcp) {
             return None;
         }
         let target = self.target(&key)?;
-        let (isn, irs) = (tcp.ack.wrapping_sub(1), tcp.seq.wrapping_sub(1));
+        let (isn, irs) = (
+            received.tcp.ack.wrapping_sub(1),
+            received.tcp.seq.wrapping_sub(1),
+        );
         let syn = cookie::check(&self.hasher, &key, irs, isn, now)?;
-        let Some(ack) = self.parse(packet, frame) else {
+        let Some(ack) = self.parse(received) else {
             return Some(Ending::Malformed);
         };
         // It believes itself connected, so it has a record to wait in, beside those of a
@@ -165,7 +164,7 @@ impl Sockets {
         if self.half_open >= 2 * self.config.limits.half_open {
             return Some(Ending::BacklogFull);
         }
-        let mac = classify::source(frame)?;
+        let mac = classify::source(received.frame)?;
         if let Some(index) = self.table.find(&key) {
             // The SYN came once more when there was a place for it.
             self.forget_half_open(index);
@@ -174,7 +173,7 @@ impl Sockets {
         let half_open = HalfOpen::remembered(key, mac, target, numbers, syn, ack.window_len, now);
         self.counters.tcp_cookies_taken += 1;
         let index = self.keep(half_open);
-        Some(self.establish(now, index, packet, tcp, frame, tx))
+        Some(self.establish(now, index, received, tx))
     }
 
     /// Whether cookies may come back still.
@@ -203,7 +202,8 @@ impl Sockets {
 
     /// Parses a TCP segment, its checksum too unless the link vouched for it, and
     /// that of its IPv4 header, for which no link vouches.
-    pub(super) fn parse<'f>(&self, packet: &Packet, frame: &'f [u8]) -> Option<TcpRepr<'f>> {
+    pub(super) fn parse<'f>(&self, received: Received<'f>) -> Option<TcpRepr<'f>> {
+        let Received { packet, frame, .. } = received;
         let bytes = frame.get(packet.payload.clone())?;
         if packet.is_ipv4() {
             let header = Ipv4Packet::new_checked(frame.get(ETHERNET_LEN..)?).ok()?;
@@ -237,12 +237,10 @@ impl Sockets {
         &mut self,
         now: Instant,
         index: u32,
-        packet: &Packet,
-        tcp: &TcpHeader,
-        frame: &[u8],
+        received: Received<'_>,
         tx: &mut dyn FrameTx,
     ) -> Ending {
-        if self.parse(packet, frame).is_none() {
+        if self.parse(received).is_none() {
             return Ending::Malformed;
         }
         let mtu = self.io.mtu;
@@ -250,7 +248,7 @@ impl Sockets {
             return Ending::Malformed;
         };
         let key = half_open.key;
-        match half_open.judge(tcp) {
+        match half_open.judge(received.tcp) {
             Verdict::Ignore => Ending::Tcp,
             Verdict::Repeat => {
                 let (answer, mac) = (half_open.syn_ack(mtu), half_open.mac);
@@ -263,20 +261,20 @@ impl Sockets {
             }
             Verdict::Replace => {
                 self.forget_half_open(index);
-                self.receive_syn(now, key, packet, tcp, frame, tx)
+                self.receive_syn(now, key, received, tx)
                     .unwrap_or(Ending::Malformed)
             }
             Verdict::Reset => {
-                if let Some(ending) = self.receive_cookie(now, key, packet, tcp, frame, tx) {
+                if let Some(ending) = self.receive_cookie(now, key, received, tx) {
                     return ending;
                 }
                 if !self.limiter.permit(now) {
                     return Ending::ReplyLimited;
                 }
-                self.feed_nobody(now, frame, tx);
+                self.feed_nobody(now, received.frame, tx);
                 Ending::Tcp
             }
-            Verdict::Complete => self.establish(now, index, packet, tcp, frame, tx),
+            Verdict::Complete => self.establish(now, index, received, tx),
         }
     }
 
@@ -285,9 +283,7 @@ impl Sockets {
         &mut self,
         now: Instant,
         index: u32,
-        packet: &Packet,
-        tcp: &TcpHeader,
-        frame: &[u8],
+        received: Received<'_>,
         tx: &mut dyn FrameTx,
     ) -> Ending {
         let mtu = self.io.mtu;
@@ -299,7 +295,7 @@ impl Sockets {
         // The listener may have been closed, or another opened, since the SYN.
         let Some(Target { listener, .. }) = self.target(&key) else {
             self.forget_half_open(index);
-            self.feed_nobody(now, frame, tx);
+            self.feed_nobody(now, received.frame, tx);
             return Ending::Tcp;
         };
         let most = self.config.limits.connections;
@@ -318,7 +314,7 @@ impl Sockets {
         let Some(cell) = cell else {
             self.table.forget_key(&key, index);
             self.table.remove(index);
-            self.feed_nobody(now, frame, tx);
+            self.feed_nobody(now, received.frame, tx);
             return Ending::Malformed;
         };
         let mut flow = Flow::new(key, cell, options);
@@ -326,7 +322,7 @@ impl Sockets {
             .synchronized(isn.wrapping_add(1), irs.wrapping_add(1));
         self.table.replace(index, Entry::Flow(flow.into()));
         self.table.set_deadline(index, None);
-        self.feed_segment(now, index, packet, tcp, frame, tx);
+        self.feed_segment(now, index, received, tx);
         let id = TcpStreamId(self.table.handle(index));
         let established = matches!(
             self.tcp_state(id),

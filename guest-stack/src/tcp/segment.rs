@@ -1,5 +1,6 @@
-//! TCP segments that the stack writes itself, without a socket: the SYN|ACK of
-//! a handshake, the ACK of TIME-WAIT, and the SYN that a new socket is shown.
+//! TCP segments: those that come, and those that the stack writes itself, without a
+//! socket: the SYN|ACK of a handshake, the ACK of TIME-WAIT, and the SYN that a new
+//! socket is shown.
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
@@ -7,11 +8,20 @@ use smoltcp::wire::{
     TcpRepr,
 };
 
-use crate::classify::ETHERNET_LEN;
+use crate::classify::{ETHERNET_LEN, Packet, TcpHeader};
 
 /// Longest bare segment in an IP packet: an IPv6 header and a TCP header with
 /// all of its options.
 pub(crate) const MAX_LEN: usize = 40 + 60;
+
+/// A segment that came.
+#[derive(Clone, Copy)]
+pub(crate) struct Received<'a> {
+    pub(crate) packet: &'a Packet,
+    pub(crate) tcp: &'a TcpHeader,
+    /// The whole frame.
+    pub(crate) frame: &'a [u8],
+}
 
 /// A segment without data and its addresses. They must be of one IP version.
 pub(crate) struct Segment {
