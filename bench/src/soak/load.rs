@@ -27,6 +27,9 @@ const TRANSFER: (u64, u64) = (1, 12 << 20);
 const PAGE: (u64, u64) = (0, 150_000);
 /// Long-lived connections per guest that mostly say nothing, and the rest of their clients.
 const IDLE: usize = 32;
+/// What each of them carries first, in pieces: more than the guest's buffer for it, which
+/// is memory only where there was something in it. So it is held from the beginning.
+const WARM_UP: (u64, usize) = (30, 10_000);
 const IDLE_REST: Duration = Duration::from_millis(700);
 /// Rests between two requests of other clients.
 const PAGE_REST: Duration = Duration::from_millis(60);
@@ -209,20 +212,29 @@ impl Client {
                 Some(stream) => streams.push(stream),
                 None => return,
             }
+            for seed in 0..WARM_UP.0 {
+                if let Some(at) = streams.len().checked_sub(1) {
+                    self.echoes(&mut streams, at, WARM_UP.1, seed);
+                }
+            }
         }
         while !self.shared.stopping() && !streams.is_empty() {
             let at = self.draw((0, streams.len() as u64)) as usize;
-            self.echoes(&mut streams, at);
+            self.says_something(&mut streams, at);
             thread::sleep(IDLE_REST);
         }
         // Whether those that said nothing lately are still there.
         for at in (0..streams.len()).rev() {
-            self.echoes(&mut streams, at);
+            self.says_something(&mut streams, at);
         }
     }
 
-    fn echoes(&self, streams: &mut Vec<TcpStream>, at: usize) {
+    fn says_something(&self, streams: &mut Vec<TcpStream>, at: usize) {
         let (bytes, seed) = (self.draw((1, 2000)) as usize, self.draw((0, u64::MAX)));
+        self.echoes(streams, at, bytes, seed);
+    }
+
+    fn echoes(&self, streams: &mut Vec<TcpStream>, at: usize, bytes: usize, seed: u64) {
         let echo = client::echo(&mut streams[at], bytes, seed);
         if self
             .judge("an echo on a lasting connection", echo)

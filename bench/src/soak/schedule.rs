@@ -33,9 +33,11 @@ const MTUS: [u16; 6] = [1280, 1400, 1500, 1500, 4000, 9000];
 /// Something that happens. `guest` is the number of a guest that stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
-    /// The daemon is killed, and started again.
+    /// The daemon is killed; its keeper starts another.
     Kill,
-    /// The daemon is told to end, and started again.
+    /// The daemon is replaced by another.
+    Replace,
+    /// Daemon and keeper are told to end, and started again: guests attach anew.
     Restart,
     /// The guest that comes and goes does so; `killed`: without a word.
     ComeOrGo { killed: bool },
@@ -64,7 +66,8 @@ impl fmt::Display for Event {
         let direction = |to_host: &bool| if *to_host { "to host" } else { "to guest" };
         match self {
             Self::Kill => f.write_str("kill -9 of the daemon"),
-            Self::Restart => f.write_str("SIGTERM to the daemon"),
+            Self::Replace => f.write_str("another daemon"),
+            Self::Restart => f.write_str("SIGTERM to the keeper"),
             Self::ComeOrGo { killed: false } => f.write_str("a guest comes or goes"),
             Self::ComeOrGo { killed: true } => f.write_str("a guest comes or is killed"),
             Self::Impair {
@@ -121,7 +124,8 @@ impl Schedule {
         let harmed = (guest > 0).then_some(guest);
         match (random.within(0, 24), harmed) {
             (0..=1, _) if !left_alone => Event::Kill,
-            (2..=3, _) if !left_alone => Event::Restart,
+            (2, _) if !left_alone => Event::Replace,
+            (3, _) if !left_alone => Event::Restart,
             (4..=8, _) => Event::ComeOrGo { killed: to_host },
             (9..=12, Some(guest)) => Event::Impair {
                 guest,
@@ -169,12 +173,12 @@ mod tests {
     fn everything_happens_and_the_daemon_is_left_alone_for_a_while() {
         let kind = |event: &Event| std::mem::discriminant(event);
         let kinds: std::collections::HashSet<_> = events(1, 0, 1600).iter().map(kind).collect();
-        assert_eq!(kinds.len(), 8);
+        assert_eq!(kinds.len(), 9);
         let quiet = events(1, 1620, 2700);
         assert!(
             !quiet
                 .iter()
-                .any(|event| matches!(event, Event::Kill | Event::Restart))
+                .any(|event| matches!(event, Event::Kill | Event::Replace | Event::Restart))
         );
     }
 
@@ -188,6 +192,7 @@ mod tests {
                     assert_ne!(guest, 0, "{event}");
                 }
                 Event::Kill
+                | Event::Replace
                 | Event::Restart
                 | Event::ComeOrGo { .. }
                 | Event::Mtu { .. }

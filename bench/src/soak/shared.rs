@@ -101,10 +101,13 @@ impl Shared {
         self.excused_until_ms.store(u64::MAX, Relaxed);
     }
 
-    /// The daemon is there, and the guests that stay have come back to it.
+    /// A daemon is there that was not before, and the guests that stay have it.
     pub(super) fn daemon_is_there(&self) {
         self.daemon_born_ms.store(self.now_ms(), Relaxed);
-        self.excuse();
+        // Unless it was missed at all.
+        if self.excused_until_ms.load(Relaxed) == u64::MAX {
+            self.excuse();
+        }
     }
 
     /// Connects may fail for a while: a link was taken down.

@@ -15,6 +15,7 @@ use host_bridge::admin::AdminClient;
 use host_bridge::child::Helper;
 use host_bridge::port::{PortChange, PortState};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::load::{Place, Places};
 use super::sample::Held;
@@ -116,21 +117,21 @@ impl World {
         let change = PortChange::default();
         match event {
             Event::Kill => {
-                self.shared.daemon_goes();
-                self.daemon = {
-                    self.daemon.child_mut().kill()?;
-                    self.daemon.child_mut().wait()?;
-                    daemon(&self.config)?
-                };
-                self.came_back()
+                let worker = self.worker().ok_or("the keeper keeps no daemon")?;
+                kill_process(worker, Signal::KILL)?;
+                self.succeeded(worker)
+            }
+            Event::Replace => {
+                let worker = self.worker().ok_or("the keeper keeps no daemon")?;
+                if let Err(error) = self.admin.restart() {
+                    let what = format!("the daemon cannot be replaced: {error}");
+                    self.shared.error(what);
+                }
+                self.succeeded(worker)
             }
             Event::Restart => {
                 self.shared.daemon_goes();
-                let pid = self.daemon.child_mut().id();
-                rustix::process::kill_process(
-                    rustix::process::Pid::from_raw(pid.cast_signed()).ok_or("no process")?,
-                    rustix::process::Signal::TERM,
-                )?;
+                self.daemon.signal(Signal::TERM);
                 match self.daemon.wait_timeout(GRACE)? {
                     Some(status) if status.success() => {}
                     Some(status) => self.shared.error(format!("the daemon ended with {status}")),
@@ -262,7 +263,25 @@ impl World {
         Ok(())
     }
 
-    /// The daemon was started again.
+    /// The daemon that the keeper runs now.
+    fn worker(&mut self) -> Option<Pid> {
+        let family = procfs::with_descendants(self.daemon.child_mut().id());
+        Pid::from_raw(family.get(1)?.cast_signed())
+    }
+
+    /// Waits until there is another daemon than this one.
+    fn succeeded(&mut self, before: Pid) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.worker().is_none_or(|now| now == before) {
+            if Instant::now() > deadline {
+                return Err("the keeper does not start another daemon".into());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.came_back()
+    }
+
+    /// There is another daemon.
     fn came_back(&mut self) -> Result<()> {
         self.until_there()?;
         self.shared.count(|done| done.restarts += 1);
@@ -316,7 +335,7 @@ impl World {
 
 fn daemon(config: &std::fs::File) -> Result<Helper> {
     let path = format!("/proc/{}/fd/{}", std::process::id(), config.as_raw_fd());
-    ours::daemon_with(&["--config", &path])
+    ours::daemon_with(&["--keep", "--config", &path])
 }
 
 #[cfg(test)]
