@@ -84,6 +84,9 @@ step "loom"
 RUSTFLAGS="--cfg loom" cargo test --locked -p shm-link --release --test loom_cursor \
     --target-dir "${CARGO_TARGET_DIR:-target}/loom"
 
+step "sanitizers"
+scripts/sanitizers.sh
+
 if [ "$(id -u)" -eq 0 ] && [ -c /dev/net/tun ]; then
     step "demo"
     scripts/demo.sh
