@@ -130,6 +130,14 @@ impl World {
         }
     }
 
+    /// Has every guest look then whether an end of its own gives up: one that only
+    /// reads may sleep for ever.
+    fn wake_guests(&mut self, at: Nanos) {
+        for place in self.places.iter_mut().filter(|place| place.guest.is_some()) {
+            place.guest_turn.wake(at);
+        }
+    }
+
     fn guest_gone(&mut self, guest: usize, down: Nanos) -> Result<(), String> {
         let now = self.clock.now();
         let later = now + self.random.below(3 * SECOND);
@@ -144,6 +152,7 @@ impl World {
                 connection.doom(later);
             }
         }
+        self.wake_guests(later);
         dead.die(&mut self.connections, now)?;
         for connection in &mut self.connections {
             // Also those that had ended here, and were being sent in the background.
@@ -348,6 +357,7 @@ impl World {
                 }
             }
         }
+        self.wake_guests(later);
         let change = PortChange {
             addresses: Some(new.nets()),
             ..PortChange::default()

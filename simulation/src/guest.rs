@@ -220,7 +220,9 @@ impl Guest {
             let plan = &connection.plan;
             let there = addresses[plan.guests[SERVER]];
             let remote = SocketAddr::new(there.of(plan.v6), PORT);
-            let options = options(plan.buffers, plan.nodelay);
+            let mut options = options(plan.buffers, plan.nodelay);
+            // Far apart, so that a peer may be away for long.
+            options.keep_alive = (*id % 4 == 3).then_some(Duration::from_secs(3600));
             match self
                 .stack
                 .sockets()

@@ -9,7 +9,7 @@
 //! | SYN-SENT, SYN-RECEIVED | always | `connect_timeout` |
 //! | ESTABLISHED, CLOSE-WAIT | for unacknowledged data, or with `keep_alive` | `user_timeout`, `keep_alive` |
 //! | FIN-WAIT-1, CLOSING, LAST-ACK | always | as above; closed: `orphan_timeout` |
-//! | FIN-WAIT-2 | if it was closed | `orphan_timeout` |
+//! | FIN-WAIT-2 | if it was closed, or with `keep_alive` | `orphan_timeout`; `keep_alive` |
 //! | CLOSED, TIME-WAIT | never | for a last segment, [`NEIGHBOUR_PATIENCE`] |
 
 use core::task::Waker;
@@ -193,7 +193,7 @@ impl Flow {
             State::Established | State::CloseWait => {
                 unacknowledged != 0 || self.options.keep_alive.is_some()
             }
-            State::FinWait2 => orphan,
+            State::FinWait2 => orphan || self.options.keep_alive.is_some(),
             State::Closed | State::Listen | State::TimeWait => false,
         };
         // A closed stream must make progress; an open one need only be answered.

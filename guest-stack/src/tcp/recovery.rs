@@ -465,11 +465,12 @@ impl Flow {
         counts && view.unacknowledged != 0
     }
 
-    /// When to look for a lost tail. `timer` says whether smoltcp has one.
+    /// When to look for a lost tail. `timer` says whether smoltcp has one: with
+    /// keep-alive that may be nothing but its next probe.
     pub(crate) fn recovery_deadline(&mut self, mtu: usize, timer: bool) -> Option<Instant> {
         let unacknowledged = self.view().unacknowledged;
         let recovery = &mut self.recovery;
-        recovery.forgotten = !timer;
+        recovery.forgotten = !timer || self.options.keep_alive.is_some();
         recovery.shut = recovery.window == 0 && recovery.in_flight() as usize >= unacknowledged;
         let deadline = self.recovery.deadline(mtu)?;
         (self.can_resend() || self.forgot_fin()).then_some(deadline)

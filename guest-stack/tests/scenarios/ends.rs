@@ -298,6 +298,25 @@ fn keep_alive_keeps_an_answering_peer_and_gives_a_silent_one_up() {
 }
 
 #[test]
+fn keep_alive_gives_up_a_peer_that_is_silent_behind_our_end() {
+    let options = TcpOptions {
+        keep_alive: Some(Duration::from_secs(10)),
+        user_timeout: None,
+        ..TcpOptions::default()
+    };
+    let mut talk = Conversation::new(options);
+    let sockets = talk.bench.stack.sockets();
+    sockets.tcp_shutdown(talk.stream, Shutdown::Write).unwrap();
+    talk.poll();
+    talk.ack += 1;
+    talk.say(".", b"");
+    talk.bench.pass(Duration::from_secs(35));
+    assert_eq!(talk.recv(), Err(StreamError::WouldBlock));
+    talk.bench.pass(Duration::from_secs(10));
+    assert_eq!(talk.recv(), Err(StreamError::TimedOut));
+}
+
+#[test]
 fn a_closed_stream_whose_peer_is_gone_is_forgotten() {
     let mut talk = Conversation::new(TcpOptions::default());
     talk.bench

@@ -22,12 +22,18 @@ struct Talk {
 
 impl Talk {
     fn new(rx_buffer_bytes: usize) -> Self {
+        Self::with(TcpOptions {
+            rx_buffer_bytes,
+            ..TcpOptions::default()
+        })
+    }
+
+    fn with(options: TcpOptions) -> Self {
         let mut bench = Bench::new();
         bench.introduce_peer();
         let options = TcpOptions {
-            rx_buffer_bytes,
             nodelay: true,
-            ..TcpOptions::default()
+            ..options
         };
         let listener = bench.stack.sockets().tcp_listen(80, 8, options).unwrap();
         let syn = Segment::syn(4000, 1000);
@@ -121,20 +127,26 @@ fn a_window_that_closed_while_the_peers_end_was_seen_opens_again() {
 
 #[test]
 fn what_was_lost_when_a_window_closed_and_opened_is_resent() {
-    let mut talk = Talk::new(65_535);
-    let sent = talk.send(&pattern(3000, 5));
-    assert_eq!(sent.len(), 3);
-    // The first arrived, the others did not.
-    talk.ack += 1460;
-    talk.say(".", 0, b"");
-    talk.say(".", 12, b"");
-    let again = talk.pass(5);
-    assert!(
-        again
-            .iter()
-            .any(|seen| seen.seq == talk.ack && !seen.data.is_empty()),
-        "{again:?}"
-    );
+    // With keep-alive smoltcp has a timer all the same, for its next probe.
+    for keep_alive in [None, Some(Duration::from_secs(3600))] {
+        let mut talk = Talk::with(TcpOptions {
+            keep_alive,
+            ..TcpOptions::default()
+        });
+        let sent = talk.send(&pattern(3000, 5));
+        assert_eq!(sent.len(), 3);
+        // The first arrived, the others did not.
+        talk.ack += 1460;
+        talk.say(".", 0, b"");
+        talk.say(".", 12, b"");
+        let again = talk.pass(5);
+        assert!(
+            again
+                .iter()
+                .any(|seen| seen.seq == talk.ack && !seen.data.is_empty()),
+            "{again:?}"
+        );
+    }
 }
 
 #[test]
