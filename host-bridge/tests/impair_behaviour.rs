@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use host_bridge::counters::{DirectionCounters, DropReason};
 use host_bridge::impair::{Enqueued, Impair, ImpairConfig, ImpairParseError, ImpairedFrame};
 use proptest::prelude::*;
-use shm_link::offload::OffloadHeader;
+use shm_link::offload::{FLAG_DATA_VALID, FLAG_NEEDS_CSUM, OffloadHeader};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -152,31 +152,69 @@ fn duplication_sends_its_share_twice_in_a_row() {
     assert_eq!(pairs as u64, twice);
 }
 
-#[test]
-fn corruption_flips_one_bit_in_its_share() {
-    let mut bench = Bench::new("corrupt=1%,seed=7");
-    for _ in 0..100_000 {
-        let _ = bench.send(0, 100);
-        bench.pass(Duration::ZERO);
+/// A frame of zeros, but for its EtherType.
+fn frame_of(ethertype: [u8; 2], flags: u8) -> ImpairedFrame {
+    let mut bytes = vec![0; 100];
+    bytes[12..14].copy_from_slice(&ethertype);
+    ImpairedFrame {
+        offload: OffloadHeader {
+            flags,
+            ..OffloadHeader::NONE
+        },
+        bytes,
     }
-    let flipped = |bytes: &[u8]| bytes.iter().map(|byte| byte.count_ones()).sum::<u32>();
-    let flips: Vec<u32> = bench.out.iter().map(|(_, bytes)| flipped(bytes)).collect();
-    assert!(flips.iter().all(|&bits| bits <= 1));
-    let corrupted = flips.iter().sum::<u32>();
-    assert!((900..1_100).contains(&corrupted), "{corrupted}");
-    // Both ends of the frame are hit now and then.
-    assert!(
-        bench
-            .out
-            .iter()
-            .any(|(_, bytes)| flipped(&bytes[..10]) == 1)
-    );
-    assert!(
-        bench
-            .out
-            .iter()
-            .any(|(_, bytes)| flipped(&bytes[90..]) == 1)
-    );
+}
+
+/// What corruption of this share makes of many such frames.
+fn corrupted(config_text: &str, frame: &ImpairedFrame) -> Vec<ImpairedFrame> {
+    let mut impair = Impair::new(config(config_text));
+    let now = Instant::now();
+    let pass = |_| {
+        assert_eq!(impair.enqueue(now, frame.clone()), Enqueued::Once);
+        impair.poll(now).unwrap()
+    };
+    (0..100_000).map(pass).collect()
+}
+
+#[test]
+fn corruption_flips_one_bit_of_an_ip_packet_in_its_share() {
+    for ethertype in [[0x08, 0x00], [0x86, 0xdd]] {
+        let sent = frame_of(ethertype, 0);
+        let flips = corrupted("corrupt=1%,seed=7", &sent)
+            .into_iter()
+            .map(|got| {
+                assert_eq!(got.bytes[..14], sent.bytes[..14]);
+                let ones = |bytes: &[u8]| bytes.iter().map(|byte| byte.count_ones()).sum::<u32>();
+                [&got.bytes[14..], &got.bytes[14..24], &got.bytes[90..]].map(ones)
+            });
+        let flips: Vec<[u32; 3]> = flips.collect();
+        assert!(flips.iter().all(|[all, ..]| *all <= 1));
+        let sum = |which: usize| flips.iter().map(|flips| flips[which]).sum::<u32>();
+        assert!((900..1_100).contains(&sum(0)), "{}", sum(0));
+        // Both ends of the packet are hit now and then.
+        assert!(sum(1) > 0 && sum(2) > 0);
+    }
+}
+
+#[test]
+fn corruption_spares_what_no_checksum_would_reveal() {
+    let arp = frame_of([0x08, 0x06], 0);
+    let unfinished = frame_of([0x08, 0x00], FLAG_NEEDS_CSUM);
+    for sent in [arp, unfinished] {
+        assert!(
+            corrupted("corrupt=100%", &sent)
+                .iter()
+                .all(|got| *got == sent)
+        );
+    }
+}
+
+#[test]
+fn nobody_vouches_for_a_packet_that_was_corrupted() {
+    let verified = frame_of([0x86, 0xdd], FLAG_DATA_VALID);
+    for got in corrupted("corrupt=50%,seed=3", &verified) {
+        assert_eq!(got.offload.flags != 0, got == verified);
+    }
 }
 
 #[test]

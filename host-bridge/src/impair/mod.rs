@@ -22,7 +22,7 @@ mod random;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use shm_link::offload::OffloadHeader;
+use shm_link::offload::{FLAG_DATA_VALID, OffloadHeader};
 
 pub use self::config::{Chance, ImpairConfig, ImpairParseError};
 use self::random::Random;
@@ -43,6 +43,9 @@ const DEFAULT_BURST_TIME: Duration = Duration::from_millis(5);
 
 /// The default burst is never less than two full-sized frames.
 const MIN_DEFAULT_BURST_BYTES: u64 = 2 * 1514;
+
+/// The Ethernet header of a frame without tags.
+const ETHERNET_LEN: usize = 14;
 
 const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
@@ -208,10 +211,8 @@ impl Impair {
     }
 
     fn push(&mut self, now: Instant, mut frame: ImpairedFrame, gap: u32) {
-        // A bit flipped before its checksum is made would never be found.
-        let corrupt = self.streams.corrupt.happens(self.config.corrupt);
-        if corrupt && frame.offload.is_plain() {
-            flip_one_bit(&mut frame.bytes, &mut self.streams.corrupt_bit);
+        if self.streams.corrupt.happens(self.config.corrupt) {
+            corrupt(&mut frame, &mut self.streams.corrupt_bit);
         }
         let delay = self.draw_delay();
         let in_order = self.queue.back().map_or(now, |last| last.ready);
@@ -316,10 +317,26 @@ fn airtime(bytes: u64, rate: u64) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-fn flip_one_bit(bytes: &mut [u8], random: &mut Random) {
-    let bit = random.below(8 * bytes.len() as u64);
-    // An empty frame has no byte 0 and stays as it is.
-    if let Some(byte) = bytes.get_mut((bit / 8) as usize) {
+/// Flips a bit of an IP packet, where it will be found.
+///
+/// A bit flipped before its checksum is made never would be. The Ethernet header and ARP
+/// have none: a wrong address there would be believed, by the guest's neighbours too,
+/// and on a wire its FCS keeps such a frame from them.
+fn corrupt(frame: &mut ImpairedFrame, random: &mut Random) {
+    if !frame.offload.is_plain() {
+        return;
+    }
+    let Some((header, packet)) = frame.bytes.split_at_mut_checked(ETHERNET_LEN) else {
+        return;
+    };
+    if !matches!(header, [.., 0x08, 0x00] | [.., 0x86, 0xdd]) {
+        return;
+    }
+    let bit = random.below(8 * packet.len() as u64);
+    // An empty packet has no byte 0 and stays as it is.
+    if let Some(byte) = packet.get_mut((bit / 8) as usize) {
         *byte ^= 1 << (bit % 8);
     }
+    // What the kernel verified before is no longer so.
+    frame.offload.flags &= !FLAG_DATA_VALID;
 }
