@@ -17,6 +17,9 @@ pub(crate) struct Signals {
 impl Signals {
     /// Takes the signals over. Call it in a runtime.
     pub(crate) fn new() -> io::Result<Self> {
+        // A file, or a guest's memory, that may not become so long (RLIMIT_FSIZE) is an
+        // error of who makes it, and not the end of all.
+        let _: unix::Signal = unix::signal(SignalKind::from_raw(libc::SIGXFSZ))?;
         Ok(Self {
             int: unix::signal(SignalKind::interrupt())?,
             term: unix::signal(SignalKind::terminate())?,

@@ -46,6 +46,33 @@ fn without_descriptors_guests_are_turned_away_and_come_in_when_there_are_some_ag
 }
 
 #[test]
+fn a_guest_for_whose_memory_there_is_no_room_is_turned_away_and_the_next_one_comes_in() {
+    in_private_network(|| async {
+        let daemon = DaemonProcess::start(&[]);
+        let first = attach();
+        let pid = Pid::from_raw(daemon.pid());
+        let usual = getrlimit(Resource::Fsize);
+        let little = Rlimit {
+            current: Some(1 << 20),
+            ..usual
+        };
+        prlimit(pid, Resource::Fsize, little).unwrap();
+        for _ in 0..3 {
+            assert!(Attachment::connect(&address(), PATIENCE).is_err());
+        }
+        daemon.until_logged("File too large");
+        daemon.until_states(&["running"]);
+        prlimit(pid, Resource::Fsize, usual).unwrap();
+        let second = attach();
+        daemon.until_states(&["running", "running"]);
+        drop((first, second));
+        daemon.until_states(&[]);
+        let left = ip("-o link show type tun").unwrap_or_default();
+        assert_eq!(left, "");
+    });
+}
+
+#[test]
 fn a_persistent_tap_that_was_deleted_is_waited_for() {
     in_private_network(|| async {
         ip("tuntap add mode tap name mine").unwrap();
