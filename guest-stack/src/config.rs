@@ -288,9 +288,8 @@ impl NetConfig {
         if (self.dhcp && !(protocols.ipv4 && protocols.udp)) || (self.slaac && !protocols.ipv6) {
             return Err(ConfigError::ProtocolOff);
         }
-        let segmentation = Offloads::TSO4.union(Offloads::TSO6).union(Offloads::USO);
         for offloads in [self.tx_offloads, self.rx_offloads] {
-            if offloads.intersection(segmentation) != Offloads::NONE
+            if offloads.intersection(Offloads::SEGMENTATION) != Offloads::NONE
                 && !offloads.contains(Offloads::CHECKSUM)
             {
                 return Err(ConfigError::Offloads);

@@ -127,10 +127,8 @@ impl Control {
 }
 
 /// What this stack can do with frames whose checksum is unfinished or that are
-/// yet to be cut, when they arrive: all kinds of TCP.
-pub const CAN_RECEIVE: Offloads = Offloads::CHECKSUM
-    .union(Offloads::TSO4)
-    .union(Offloads::TSO6);
+/// yet to be cut, when they arrive: all kinds.
+pub const CAN_RECEIVE: Offloads = Offloads::CHECKSUM.union(Offloads::SEGMENTATION);
 
 /// The same for frames that leave.
 pub const CAN_SEND: Offloads = CAN_RECEIVE;

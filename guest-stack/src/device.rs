@@ -123,12 +123,6 @@ impl TxState {
             .contains(Offloads::CHECKSUM.union(Offloads::TSO4))
     }
 
-    /// Whether segments over IPv6 grow into one frame.
-    fn joins(&self) -> bool {
-        self.offloads
-            .contains(Offloads::CHECKSUM.union(Offloads::TSO6))
-    }
-
     /// Longest frame that smoltcp may build.
     pub(crate) fn max_frame_len(&self) -> usize {
         match self.segments() {
@@ -283,17 +277,14 @@ impl phy::TxToken for TxToken<'_> {
                     frame[..len.min(CLEARED)].fill(0);
                     let result = write(frame);
                     let offload = finish(frame, meta, state);
-                    let mut run = None;
-                    if state.joins() {
-                        run = Run::begin(frame);
-                        let longer = state.run.and_then(|last| last.with(frame));
-                        if let Some(longer) = longer
-                            && let Some(whole) = tx.join(Run::HEAD_LEN, len, longer.offload())
-                        {
-                            longer.write_headers(whole);
-                            state.run = Some(longer);
-                            return result;
-                        }
+                    let run = Run::begin(frame, state.offloads);
+                    let longer = state.run.and_then(|last| last.with(frame, state.offloads));
+                    if let Some(longer) = longer
+                        && let Some(whole) = tx.join(longer.head_len(), len, longer.offload())
+                    {
+                        longer.write_headers(whole);
+                        state.run = Some(longer);
+                        return result;
                     }
                     state.run = run;
                     tx.commit(len, offload);

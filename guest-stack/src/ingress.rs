@@ -5,7 +5,7 @@
 //! one [`Ending`].
 
 use shm_link::link::FrameTx;
-use shm_link::offload::{FLAG_DATA_VALID, FLAG_NEEDS_CSUM, OffloadHeader};
+use shm_link::offload::{FLAG_DATA_VALID, FLAG_NEEDS_CSUM, GSO_UDP_L4, OffloadHeader};
 use smoltcp::iface::SocketSet;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{Socket, tcp};
@@ -17,6 +17,7 @@ use crate::classify::{
 };
 use crate::context::Context;
 use crate::counters::Counters;
+use crate::cut::Datagrams;
 use crate::device::{FrameDevice, Wire};
 use crate::flow::{Entry, FlowKey};
 use crate::registry::{Datagram, Verdict};
@@ -79,8 +80,34 @@ impl Counters {
 }
 
 impl Sockets {
-    /// Takes one frame.
+    /// Takes one frame, or each datagram of one.
     pub(crate) fn receive(
+        &mut self,
+        now: Instant,
+        offload: OffloadHeader,
+        frame: &[u8],
+        tx: &mut dyn FrameTx,
+    ) {
+        if offload.gso_type == GSO_UDP_L4
+            && offload.check(frame.len(), self.net.rx_offloads).is_ok()
+            && let Some(mut datagrams) = Datagrams::of(frame, offload.gso_size.into())
+        {
+            // The checksums are as good as that of the whole, which the link vouches for.
+            let vouched = OffloadHeader {
+                flags: FLAG_DATA_VALID,
+                ..OffloadHeader::NONE
+            };
+            let mut datagram = core::mem::take(&mut self.datagram);
+            while datagrams.next_into(&mut datagram) {
+                self.receive_one(now, vouched, &datagram, tx);
+            }
+            self.datagram = datagram;
+            return;
+        }
+        self.receive_one(now, offload, frame, tx);
+    }
+
+    fn receive_one(
         &mut self,
         now: Instant,
         offload: OffloadHeader,

@@ -40,7 +40,8 @@
 //! | `limiter` | so many per second |
 //! | `sink` | a device that shows one packet and hides what is sent |
 //! | `tally` | what segments a socket sent |
-//! | `run` | segments that grow into one frame |
+//! | `run` | segments and datagrams that grow into one frame |
+//! | `cut` | datagrams out of one frame |
 //! | `device` | the link as smoltcp's device, one frame at a time |
 //! | [`config`] | what a stack is told |
 //! | [`counters`] | what happened to every frame |
@@ -185,6 +186,7 @@ mod limiter;
 mod sink;
 mod tally;
 mod run;
+mod cut;
 mod device;
 pub mod config;
 pub mod counters;

@@ -8,6 +8,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 use core::net::IpAddr;
 
 use shm_link::control::config::MIN_MTU;
@@ -58,6 +59,8 @@ pub struct Sockets {
     pub(crate) application: SocketSet<'static>,
     pub(crate) autoconf: Autoconf,
     pub(crate) reassembler: Option<Reassembler>,
+    /// Room for one datagram of a super-frame at a time.
+    pub(crate) datagram: Vec<u8>,
     pub(crate) echo: Option<Handle>,
     pub(crate) limiter: Limiter,
     pub(crate) hasher: Seeded,
@@ -143,6 +146,7 @@ impl Sockets {
             application: SocketSet::new(alloc::vec![]),
             autoconf: Autoconf::default(),
             reassembler: None,
+            datagram: Vec::new(),
             echo: None,
             limiter,
             hasher,

@@ -58,9 +58,8 @@ impl Policy {
     /// Longest frame that the kernel may have for the guest: with segmentation
     /// left to the guest, a super-frame.
     pub(crate) fn max_frame_len_to_guest(&self) -> usize {
-        const SEGMENTATION: u32 = Offloads::TSO4.union(Offloads::TSO6).bits();
-        match self.offloads_to_guest.bits() & SEGMENTATION {
-            0 => self.max_frame_len(),
+        match self.offloads_to_guest.intersection(Offloads::SEGMENTATION) {
+            Offloads::NONE => self.max_frame_len(),
             _ => MAX_FRAME_LEN,
         }
     }

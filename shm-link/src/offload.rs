@@ -27,6 +27,11 @@ pub const GSO_UDP_L4: u8 = 5;
 /// `gso_type` bit: the TCP segment carries ECN's CWR.
 pub const GSO_ECN: u8 = 0x80;
 
+/// Most datagrams of a UDP super-frame, as Linux has it for senders
+/// (`UDP_MAX_SEGMENTS`, of which newer ones have twice as many). Without a bound one
+/// frame of 64 KB could cost its receiver the work of tens of thousands.
+pub const MAX_UDP_SEGMENTS: usize = 64;
+
 /// What is left to do for a frame: finish a checksum, cut it into segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OffloadHeader {
@@ -114,6 +119,13 @@ impl OffloadHeader {
             _ => return fault,
         };
         let hdr_len = self.hdr_len as usize;
+        if needed == Offloads::USO {
+            let head = self.csum_start as usize + 8;
+            let most = MAX_UDP_SEGMENTS * self.gso_size as usize;
+            if frame_len.saturating_sub(head) > most {
+                return fault;
+            }
+        }
         if !allowed.contains(needed)
             || self.flags & FLAG_NEEDS_CSUM == 0
             || self.gso_size == 0
@@ -141,6 +153,8 @@ impl Offloads {
     pub const TSO6: Self = Self(4);
     /// Frames may be UDP super-frames.
     pub const USO: Self = Self(8);
+    /// All kinds of super-frames.
+    pub const SEGMENTATION: Self = Self::TSO4.union(Self::TSO6).union(Self::USO);
 
     /// The set as bits; bits without a name here are kept.
     pub const fn bits(self) -> u32 {

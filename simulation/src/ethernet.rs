@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use host_bridge::port::stepped::Ether;
-use shm_link::offload::{GSO_NONE, OffloadHeader, Offloads};
+use shm_link::offload::{GSO_NONE, GSO_UDP_L4, OffloadHeader, Offloads};
 use shm_link::region::Region;
 
 use crate::clock::Clock;
@@ -92,6 +92,7 @@ impl Tap {
         }
         let taken = match offload.gso_type {
             GSO_NONE => offload.is_plain() || self.offloads.contains(Offloads::CHECKSUM),
+            GSO_UDP_L4 => self.offloads.contains(Offloads::USO),
             _ => self.offloads.contains(Offloads::TSO4.union(Offloads::TSO6)),
         };
         let frames = match taken {
@@ -107,8 +108,10 @@ impl Tap {
         for (offload, frame) in frames {
             let packet = match offload.gso_type {
                 GSO_NONE => frame.len() - ETHERNET.min(frame.len()),
-                _ => {
-                    usize::from(offload.gso_size) + usize::from(offload.csum_start) + 20 - ETHERNET
+                kind => {
+                    let header = if kind == GSO_UDP_L4 { 8 } else { 20 };
+                    usize::from(offload.gso_size) + usize::from(offload.csum_start) + header
+                        - ETHERNET
                 }
             };
             if packet > usize::from(self.mtu) || self.to_port.len() >= QUEUE {

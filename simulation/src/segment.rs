@@ -1,10 +1,12 @@
 //! What the kernel does to a frame that leaves something undone when the interface it
 //! goes to does not take that: cutting it into segments, finishing its checksum.
 //!
-//! A model of Linux's software segmentation for TCP, written from the standards
+//! A model of Linux's software segmentation for TCP and UDP, written from the standards
 //! (virtio 1.2, 5.1.6.2; RFC 9293; RFC 791): only whole, plain frames come out.
 
-use shm_link::offload::{FLAG_NEEDS_CSUM, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, OffloadHeader};
+use shm_link::offload::{
+    FLAG_NEEDS_CSUM, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, OffloadHeader,
+};
 
 const ETHERNET: usize = 14;
 const FIN: u8 = 0x01;
@@ -58,23 +60,30 @@ pub(crate) fn complete(offload: OffloadHeader, mut frame: Vec<u8>) -> Option<Vec
             }
             Some(vec![frame])
         }
-        kind @ (GSO_TCPV4 | GSO_TCPV6) => cut(kind, offload, &frame),
+        kind @ (GSO_TCPV4 | GSO_TCPV6 | GSO_UDP_L4) => cut(kind, offload, &frame),
         _ => None,
     }
 }
 
 fn cut(kind: u8, offload: OffloadHeader, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
-    let tcp = usize::from(offload.csum_start);
-    let data = tcp + usize::from(*frame.get(tcp + 12)? >> 4) * 4;
+    let start = usize::from(offload.csum_start);
+    let udp = kind == GSO_UDP_L4;
+    let (header_len, checksum) = match udp {
+        true => (8, 6),
+        false => (usize::from(*frame.get(start + 12)? >> 4) * 4, 16),
+    };
+    let data = start + header_len;
     let segment = usize::from(offload.gso_size);
-    let ethertype = word(frame, 12)?;
-    let expected = if kind == GSO_TCPV4 { 0x0800 } else { 0x86dd };
-    if ethertype != expected || tcp < ETHERNET + 20 || data > frame.len() || segment == 0 {
+    let ipv4 = match (kind, word(frame, 12)?) {
+        (GSO_TCPV4 | GSO_UDP_L4, 0x0800) => true,
+        (GSO_TCPV6 | GSO_UDP_L4, 0x86dd) => false,
+        _ => return None,
+    };
+    if start < ETHERNET + 20 || data > frame.len() || segment == 0 {
         return None;
     }
-    let first = u32::from_be_bytes(frame.get(tcp + 4..tcp + 8)?.try_into().ok()?);
-    let total = frame.len() - tcp;
-    let pseudo = word(frame, tcp + 16)?;
+    let total = frame.len() - start;
+    let pseudo = word(frame, start + checksum)?;
     let count = (frame.len() - data).div_ceil(segment).max(1);
     let mut segments = Vec::with_capacity(count);
     for index in 0..count {
@@ -82,35 +91,37 @@ fn cut(kind: u8, offload: OffloadHeader, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
         let to = (from + segment).min(frame.len());
         let mut part = frame[..data].to_vec();
         part.extend_from_slice(&frame[from..to]);
-        let len = part.len() - tcp;
-        match kind {
-            GSO_TCPV4 => {
-                let id = word(frame, ETHERNET + 4)?.wrapping_add(index as u16);
-                let packet = u16::try_from(part.len() - ETHERNET).ok()?;
-                part[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&packet.to_be_bytes());
-                part[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&id.to_be_bytes());
-                part[ETHERNET + 10..ETHERNET + 12].fill(0);
-                let header = !fold(sum(&part[ETHERNET..tcp]));
-                part[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&header.to_be_bytes());
-            }
-            _ => {
-                let payload = u16::try_from(part.len() - ETHERNET - 40).ok()?;
-                part[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&payload.to_be_bytes());
-            }
+        let len = u16::try_from(part.len() - start).ok()?;
+        if ipv4 {
+            let id = word(frame, ETHERNET + 4)?.wrapping_add(index as u16);
+            let packet = u16::try_from(part.len() - ETHERNET).ok()?;
+            part[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&packet.to_be_bytes());
+            part[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&id.to_be_bytes());
+            part[ETHERNET + 10..ETHERNET + 12].fill(0);
+            let header = !fold(sum(&part[ETHERNET..start]));
+            part[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&header.to_be_bytes());
+        } else {
+            let payload = u16::try_from(part.len() - ETHERNET - 40).ok()?;
+            part[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&payload.to_be_bytes());
         }
-        // Less than 2^16 bytes.
-        let seq = first.wrapping_add((from - data) as u32);
-        part[tcp + 4..tcp + 8].copy_from_slice(&seq.to_be_bytes());
-        if index + 1 < count {
-            part[tcp + 13] &= !(FIN | PSH);
-        }
-        if index > 0 {
-            part[tcp + 13] &= !CWR;
+        if udp {
+            part[start + 4..start + 6].copy_from_slice(&len.to_be_bytes());
+        } else {
+            let first = u32::from_be_bytes(frame.get(start + 4..start + 8)?.try_into().ok()?);
+            // Less than 2^16 bytes.
+            let seq = first.wrapping_add((from - data) as u32);
+            part[start + 4..start + 8].copy_from_slice(&seq.to_be_bytes());
+            if index + 1 < count {
+                part[start + 13] &= !(FIN | PSH);
+            }
+            if index > 0 {
+                part[start + 13] &= !CWR;
+            }
         }
         // The pseudo header was summed with the whole length.
-        let sum = u64::from(pseudo) + u64::from(!(total as u16)) + len as u64;
-        part[tcp + 16..tcp + 18].copy_from_slice(&fold(sum).to_be_bytes());
-        finish_checksum(&mut part, tcp, 16)?;
+        let sum = u64::from(pseudo) + u64::from(!(total as u16)) + u64::from(len);
+        part[start + checksum..start + checksum + 2].copy_from_slice(&fold(sum).to_be_bytes());
+        finish_checksum(&mut part, start, checksum)?;
         segments.push(part);
     }
     Some(segments)

@@ -632,6 +632,45 @@ impl<L: Link, P: Platform> UdpSocket<L, P> {
         .await
     }
 
+    /// Waits for room and sends `bytes` as datagrams of `len` bytes each, the last of
+    /// what is left: as many as find room, at least one. Says how many bytes it took.
+    /// Where the host cuts them (USO) they travel as one frame.
+    ///
+    /// # Errors
+    /// [`UdpError`], never `WouldBlock`; what was sent before stays sent.
+    ///
+    /// # Panics
+    /// If `len` is zero.
+    pub async fn send_many_to(
+        &self,
+        bytes: &[u8],
+        len: usize,
+        to: SocketAddr,
+    ) -> Result<usize, UdpError> {
+        poll_fn(|cx| {
+            self.network.on_socket(self.id, |stack| {
+                let sockets = stack.sockets();
+                let mut taken = 0;
+                for payload in bytes.chunks(len) {
+                    match sockets.udp_send_to(self.id, payload, to) {
+                        Ok(()) => taken += payload.len(),
+                        Err(UdpError::WouldBlock) if taken > 0 => break,
+                        Err(UdpError::WouldBlock) => {
+                            let waits = sockets.udp_wake_writer(self.id, cx.waker());
+                            return match waits {
+                                Ok(()) => Poll::Pending,
+                                Err(error) => Poll::Ready(Err(error)),
+                            };
+                        }
+                        Err(error) => return Poll::Ready(Err(error)),
+                    }
+                }
+                Poll::Ready(Ok(taken))
+            })
+        })
+        .await
+    }
+
     /// The address and port that the socket is bound to.
     ///
     /// # Errors

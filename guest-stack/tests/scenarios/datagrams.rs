@@ -3,7 +3,9 @@
 use guest_stack::error::{BindError, UdpError};
 use guest_stack::time::Duration;
 
-use crate::common::{Bench, Pair, config, host, net, pattern};
+use shm_link::offload::{GSO_UDP_L4, Offloads};
+
+use crate::common::{Bench, Cable, Pair, config, host, net, pattern, stack_with};
 use crate::frames::{fragment, ip, ping_frame, raw_frame, reassemble, udp, udp_frame, udp_in};
 
 #[test]
@@ -28,6 +30,49 @@ fn a_datagram_goes_there_and_back_over_both_versions() {
         );
         let empty = pair.sockets(0).udp_recv_from(client, &mut buffer);
         assert_eq!(empty, Err(UdpError::WouldBlock));
+    }
+}
+
+#[test]
+fn datagrams_that_leave_together_cross_as_one_frame_where_it_is_agreed() {
+    let all = Offloads::CHECKSUM.union(Offloads::USO);
+    for (ipv6, offloads) in [(false, all), (true, all), (true, Offloads::CHECKSUM)] {
+        let cable = Cable::new(1);
+        let stacks = [0, 1].map(|side| {
+            let mut net = net(side);
+            (net.tx_offloads, net.rx_offloads) = (offloads, offloads);
+            stack_with(&cable, side, config(side as u64), net)
+        });
+        let mut pair = Pair::with(cable, stacks);
+        let server = pair.sockets(1).udp_bind(7).unwrap();
+        let client = pair.sockets(0).udp_bind(0).unwrap();
+        let to = host(1, ipv6, 7);
+        // Finds the neighbour.
+        pair.sockets(0).udp_send_to(client, b"ping", to).unwrap();
+        pair.settle();
+        let mut buffer = [0; 2000];
+        pair.sockets(1).udp_recv_from(server, &mut buffer).unwrap();
+        pair.cable.log(0);
+        let words = pattern(30_500, 3);
+        for datagram in words.chunks(1000) {
+            pair.sockets(0).udp_send_to(client, datagram, to).unwrap();
+        }
+        pair.settle();
+        let frames = pair.cable.take_log(0);
+        if offloads == all {
+            let [(offload, frame)] = &frames[..] else {
+                panic!("{} frames", frames.len());
+            };
+            assert_eq!((offload.gso_type, offload.gso_size), (GSO_UDP_L4, 1000));
+            assert_eq!(offload.check(frame.len(), all), Ok(()));
+        } else {
+            assert_eq!(frames.len(), 31);
+        }
+        for datagram in words.chunks(1000) {
+            let got = pair.sockets(1).udp_recv_from(server, &mut buffer);
+            assert_eq!(&buffer[..got.unwrap().0], datagram);
+        }
+        assert_eq!(pair.sockets(1).counters().rx_udp, 32);
     }
 }
 

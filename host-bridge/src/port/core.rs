@@ -9,7 +9,6 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use shm_link::offload::Offloads;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
@@ -25,7 +24,7 @@ use crate::policy::Stop;
 use crate::pump::PumpShared;
 use crate::session::{Action, Session, TapSettings};
 use crate::store::Record;
-use crate::tap::{Tap, TapKind};
+use crate::tap::Tap;
 
 /// Control messages handled before other tasks get their turn.
 pub(super) const BUDGET_MESSAGES: usize = 16;
@@ -40,10 +39,6 @@ const INBOX_LEN: usize = 16;
 /// How long a guest waits at the most for its TAP's queue to start. It takes
 /// the kernel well under a millisecond, unless the machine is very busy.
 const QUEUE_PATIENCE: Duration = Duration::from_millis(100);
-/// What a TAP with a virtio header can leave to the guest, and do for it.
-pub(super) const OFFLOADS: Offloads = Offloads::CHECKSUM
-    .union(Offloads::TSO4)
-    .union(Offloads::TSO6);
 
 /// A change that waits for the guest's answer.
 struct Pending {
@@ -78,10 +73,7 @@ impl Core {
         tap: Tap,
     ) -> Result<(Self, PortHandle), BridgeError> {
         let name = config.name;
-        let capable = match tap.kind() {
-            TapKind::Plain => Offloads::NONE,
-            TapKind::VnetHeader => OFFLOADS,
-        };
+        let capable = tap.capable();
         let log = config
             .log
             .unwrap_or_else(|| PortLog::new(&name, LOG_LINES_PER_SECOND));

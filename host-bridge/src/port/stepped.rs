@@ -20,7 +20,7 @@ use shm_link::shm::{HostEnd, ShmError};
 use shm_link::superblock::Layout;
 
 use super::config::{PortChange, PortConfig};
-use super::core::{BUDGET_MESSAGES, MESSAGES, OFFLOADS};
+use super::core::{BUDGET_MESSAGES, MESSAGES};
 use super::rings::ControlRings;
 use super::status::PortEnd;
 use crate::bell::GuestBell;
@@ -29,6 +29,7 @@ use crate::limit::{Limiter, Limits};
 use crate::policy::{PolicyWatch, Stop};
 use crate::pump::{Both, PumpEnd, PumpShared, Sleep, Wire};
 use crate::session::{Action, PortState, Session, TapSettings};
+use crate::tap::ALL_OFFLOADS;
 use crate::tap::RawSlice;
 
 /// What stands in for a TAP and the clock.
@@ -149,7 +150,7 @@ impl<E: Ether> SteppedPort<E> {
     ) -> Result<Self, ShmError> {
         // As in `shm::open`: a super-frame that did not fit would lose its end.
         let capable = match layout.frames.to_guest.max_frame_len() {
-            MAX_FRAME_LEN if config.offloads => OFFLOADS,
+            MAX_FRAME_LEN if config.offloads => ALL_OFFLOADS,
             _ => Offloads::NONE,
         };
         let mtu = config.network.mtu;

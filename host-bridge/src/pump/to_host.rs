@@ -45,9 +45,7 @@ struct Rules {
 }
 
 /// What may have held before anything is known.
-const ANY: Offloads = Offloads::CHECKSUM
-    .union(Offloads::TSO4)
-    .union(Offloads::TSO6);
+const ANY: Offloads = Offloads::CHECKSUM.union(Offloads::SEGMENTATION);
 
 impl Rules {
     /// Takes note of a policy, before frames are looked at.

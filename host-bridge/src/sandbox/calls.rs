@@ -60,6 +60,7 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_nanosleep,
     libc::SYS_gettid,
     libc::SYS_getpid,
+    libc::SYS_uname,
     libc::SYS_geteuid,
     libc::SYS_capget,
     libc::SYS_exit,

@@ -28,6 +28,13 @@ const DEVICE: &str = "/dev/net/tun";
 /// Longest name of an interface, in bytes (`IFNAMSIZ` without the closing zero).
 const MAX_NAME_LEN: usize = 15;
 
+/// What there is.
+pub(crate) const ALL_OFFLOADS: Offloads = OLDER_OFFLOADS.union(Offloads::USO);
+/// What kernels know that cut no UDP super-frames.
+const OLDER_OFFLOADS: Offloads = Offloads::CHECKSUM
+    .union(Offloads::TSO4)
+    .union(Offloads::TSO6);
+
 /// Where a TAP comes from.
 #[derive(Debug)]
 pub enum TapSource {
@@ -214,6 +221,15 @@ impl Tap {
         self.kind
     }
 
+    /// What the kernel can leave undone in frames from it, and finish in frames to it.
+    pub fn capable(&self) -> Offloads {
+        match self.kind {
+            TapKind::Plain => Offloads::NONE,
+            TapKind::VnetHeader if sys::cuts_udp() => ALL_OFFLOADS,
+            TapKind::VnetHeader => OLDER_OFFLOADS,
+        }
+    }
+
     /// What frames from the kernel may leave undone from now on. Says what the
     /// kernel agreed to: an older one knows no USO. A plain TAP agrees to
     /// nothing.
@@ -227,10 +243,7 @@ impl Tap {
         match sys::set_offloads(&self.fd, tun_bits(wanted)) {
             Ok(()) => Ok(wanted),
             Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
-                let older = Offloads::CHECKSUM
-                    .union(Offloads::TSO4)
-                    .union(Offloads::TSO6);
-                let wanted = wanted.intersection(older);
+                let wanted = wanted.intersection(OLDER_OFFLOADS);
                 sys::set_offloads(&self.fd, tun_bits(wanted)).map(|()| wanted)
             }
             Err(error) => Err(error),

@@ -169,6 +169,20 @@ pub(super) fn open_with_vnet_header(device: &str, name: &str) -> io::Result<Owne
     Ok(file.into())
 }
 
+/// Whether this kernel cuts UDP super-frames on TAPs: from Linux 6.2 on. To ask by
+/// `TUNSETOFFLOAD` would change a TAP that serves a guest.
+pub(super) fn cuts_udp() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    version(&release).is_some_and(|version| version >= (6, 2))
+}
+
+/// The two numbers that a kernel's release begins with.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 /// Sets the carrier that the kernel sees on the interface (`TUNSETCARRIER`).
 pub(super) fn set_carrier(fd: impl AsFd, on: bool) -> io::Result<()> {
     // SAFETY: TUNSETCARRIER reads one int through the pointer.
@@ -188,4 +202,17 @@ pub(super) fn network_namespace(fd: impl AsFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel made this descriptor for this call; nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(ns) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn a_release_begins_with_two_numbers() {
+        assert_eq!(version("6.18.2-arch1-1"), Some((6, 18)));
+        assert_eq!(version("5.4-rc1"), Some((5, 4)));
+        assert_eq!(version("7"), None);
+        assert_eq!(version(""), None);
+    }
 }

@@ -24,10 +24,14 @@ use guest_stack::face::platform::Platform;
 use guest_stack::registry::Verdict;
 use lock_api::Mutex;
 use shm_link::link::Link;
+use shm_link::offload::MAX_UDP_SEGMENTS;
 
 use super::meter::{Meter, Pace};
 use super::protocol::{Params, udp_answer};
 use crate::executor::Spawner;
+
+/// Bytes of the datagrams that leave together.
+const DATAGRAMS_BYTES: usize = 60_000;
 
 type SharedMeter<P> = Mutex<<P as Platform>::RawMutex, Meter>;
 
@@ -171,20 +175,32 @@ impl<L: Link + Send + 'static, P: Platform> Traffic<L, P> {
         let mut streams: Vec<_> = streams
             .map(|(to, meter)| (*to, meter, pace.clone()))
             .collect();
-        let mut payload = vec![0; self.block];
+        // As many as one frame may carry (USO) leave together.
+        let most = (DATAGRAMS_BYTES / self.block.max(1)).clamp(1, MAX_UDP_SEGMENTS);
+        let mut payloads = vec![0; self.block * most];
         // Those with equal pace take turns.
         while let Some((to, meter, pace)) = streams.iter_mut().min_by_key(|(.., pace)| pace.key()) {
             if let Some(time) = pace.rest(platform.now()) {
                 tasks.sleep_until(time).await;
                 continue;
             }
-            meter
-                .lock()
-                .next_datagram(platform.now(), &mut payload, udp.wide);
-            if udp.socket.send_to(&payload, *to).await.is_err() {
-                return;
+            let mut due = 0;
+            for payload in payloads.chunks_mut(self.block) {
+                let now = platform.now();
+                if due > 0 && pace.rest(now).is_some() {
+                    break;
+                }
+                meter.lock().next_datagram(now, payload, udp.wide);
+                pace.sent(payload.len());
+                due += payload.len();
             }
-            pace.sent(payload.len());
+            let mut rest = payloads.get(..due).unwrap_or_default();
+            while !rest.is_empty() {
+                let Ok(taken) = udp.socket.send_many_to(rest, self.block, *to).await else {
+                    return;
+                };
+                rest = rest.get(taken..).unwrap_or_default();
+            }
         }
     }
 
