@@ -24,6 +24,8 @@ use shm_link::shm::ShmLink;
 use shm_link::superblock::LayoutOptions;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// After how long without an answer to ask again.
+const RESEND: Duration = Duration::from_millis(200);
 
 /// Runs a test in a network namespace of its own; skips it, loudly, where that
 /// is not allowed.
@@ -289,7 +291,15 @@ impl RawGuest {
 
     /// The next frame that `wanted` accepts.
     pub(crate) fn receive(&mut self, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
-        let deadline = Instant::now() + PATIENCE;
+        let frame = self.receive_until(Instant::now() + PATIENCE, wanted);
+        frame.expect("a frame")
+    }
+
+    fn receive_until(
+        &mut self,
+        deadline: Instant,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Option<Vec<u8>> {
         loop {
             let (rx, _) = self.link.split();
             let mut found = None;
@@ -303,10 +313,14 @@ impl RawGuest {
                 }
             }
             rx.flush();
-            if let Some(frame) = found {
-                return frame;
+            if found.is_some() {
+                return found;
             }
-            self.sleep(deadline);
+            let left = deadline.checked_duration_since(Instant::now())?;
+            if self.link.arm(None).unwrap_or(false) {
+                self.doorbell.wait(Some(left));
+                self.link.disarm();
+            }
         }
     }
 
@@ -326,9 +340,18 @@ impl RawGuest {
     /// Asks the host's address for its MAC and waits for the answer.
     pub(crate) fn resolve_gateway(&mut self) -> [u8; 6] {
         let gateway = self.config.gateway4.unwrap();
-        self.send(&self.arp_request(gateway));
-        let reply =
-            self.receive(|frame| frame.len() >= 42 && frame[12..14] == [8, 6] && frame[21] == 2);
+        let deadline = Instant::now() + PATIENCE;
+        // The kernel drops what it sends while it has not noticed yet that the carrier is
+        // there; so this asks again, as any machine does.
+        let reply = loop {
+            self.send(&self.arp_request(gateway));
+            let is_reply =
+                |frame: &[u8]| frame.len() >= 42 && frame[12..14] == [8, 6] && frame[21] == 2;
+            if let Some(reply) = self.receive_until(Instant::now() + RESEND, is_reply) {
+                break reply;
+            }
+            assert!(Instant::now() < deadline, "the gateway does not answer");
+        };
         assert_eq!(reply[28..32], gateway.octets());
         reply[22..28].try_into().unwrap()
     }

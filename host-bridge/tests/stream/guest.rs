@@ -15,9 +15,13 @@ use shm_link::stream::{Framing, StreamLink};
 
 use crate::common::{PATIENCE, offer};
 
+/// How long a guest at a line waits for its configuration before it begins again.
+const LINE_PATIENCE: Duration = Duration::from_secs(1);
+
 pub(crate) struct StreamGuest {
     pub(crate) link: StreamLink<StreamFd, StreamFd, Vec<u8>>,
     pub(crate) fd: StreamFd,
+    framing: Framing,
     pub(crate) control: GuestControl,
     pub(crate) config: NetworkConfig,
     pub(crate) changes: Vec<NetworkConfig>,
@@ -36,6 +40,7 @@ impl StreamGuest {
         Self {
             link: StreamLink::new(framing, MAX_FRAME_LEN, end(), end()).unwrap(),
             fd,
+            framing,
             control: GuestControl::new(offer()),
             config: NetworkConfig::new([2, 0, 0, 0, 0, 1], 1500),
             changes: Vec::new(),
@@ -54,12 +59,25 @@ impl StreamGuest {
 
     pub(crate) fn negotiate(&mut self) {
         let deadline = Instant::now() + PATIENCE;
+        let mut again = Instant::now() + LINE_PATIENCE;
         self.config.v4.clear();
         while self.config.v4.is_empty() {
             // Frames from before stand in front of the messages.
             let idle = self.try_receive().expect("control").is_none();
-            if idle && self.config.v4.is_empty() {
+            if !idle || !self.config.v4.is_empty() {
+                continue;
+            }
+            if self.framing == Framing::Prefixed {
                 self.sleep(deadline);
+                continue;
+            }
+            // What was said before the host had opened the line is lost: guests at lines
+            // begin again.
+            assert!(Instant::now() < deadline, "the guest waits for too long");
+            self.nap(again.saturating_duration_since(Instant::now()));
+            if Instant::now() >= again {
+                self.control.restart();
+                again += LINE_PATIENCE;
             }
         }
     }
