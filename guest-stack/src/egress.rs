@@ -75,6 +75,7 @@ impl Sockets {
             flow.close_when_acknowledged();
         }
         self.recover(index, now, tx);
+        self.keep_alive(index, now, tx);
         let mut asked = false;
         let turn = self.send_from(index, now, tx, &mut asked);
         let sent = self.io.watched.take().flatten();
@@ -182,6 +183,9 @@ impl Sockets {
             match self.settle(index, now) {
                 None => return,
                 Some(give_up) => deadline = earlier(deadline, give_up),
+            }
+            if let Entry::Flow(flow) = self.table.entry(index) {
+                deadline = earlier(deadline, flow.keep_alive_at());
             }
         }
         self.table.set_deadline(index, deadline);

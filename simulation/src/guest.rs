@@ -221,8 +221,11 @@ impl Guest {
             let there = addresses[plan.guests[SERVER]];
             let remote = SocketAddr::new(there.of(plan.v6), PORT);
             let mut options = options(plan.buffers, plan.nodelay);
-            // Far apart, so that a peer may be away for long.
-            options.keep_alive = (*id % 4 == 3).then_some(Duration::from_secs(3600));
+            if *id % 4 == 3 {
+                options.keep_alive = Some(Duration::from_secs(30));
+                // Nobody is away for longer.
+                options.user_timeout = Some(Duration::from_secs(2 * 3600));
+            }
             match self
                 .stack
                 .sockets()

@@ -70,6 +70,8 @@ pub(crate) struct Flow {
     pub(super) waiting: Option<(Instant, usize)>,
     /// A segment arrived since the last look at `waiting`.
     heard: bool,
+    /// Keep-alive probes since then.
+    pub(super) probes: u32,
     /// Its handler is about to be called.
     pub(super) noticed: bool,
     /// Until when its last segment may wait for the neighbour.
@@ -95,6 +97,7 @@ impl Flow {
             last_state,
             waiting: None,
             heard: false,
+            probes: 0,
             noticed: false,
             held_until: None,
             sent: None,
@@ -208,7 +211,10 @@ impl Flow {
         }
         let since = match self.waiting {
             Some((since, _)) if !progress => since,
-            _ => now,
+            _ => {
+                self.probes = 0;
+                now
+            }
         };
         self.waiting = Some((since, unacknowledged));
         let patience = match state {

@@ -17,9 +17,9 @@ pub struct TcpOptions {
     /// Send small segments at once instead of waiting for the acknowledgement
     /// of earlier ones (Nagle's algorithm, RFC 896, off). Default `false`.
     pub nodelay: bool,
-    /// Probe an idle connection this often. Default `None`: never. With it, a
-    /// peer that is silent for four intervals (or the user timeout, if that is
-    /// longer) is given up.
+    /// Probe an idle connection this often (RFC 9293, 3.8.4), at most once a second.
+    /// Default `None`: never. With it, a peer that is silent for four intervals (or
+    /// the user timeout, if that is longer) is given up.
     pub keep_alive: Option<Duration>,
     /// Give a connection up when the other end did not answer for this long
     /// though there is something to answer (RFC 5482). Default 10 min. `None`:
@@ -84,7 +84,6 @@ impl TcpOptions {
     /// Sets everything but the sizes.
     pub(crate) fn apply(&self, socket: &mut tcp::Socket<'_>) {
         socket.set_nagle_enabled(!self.nodelay);
-        socket.set_keep_alive(self.keep_alive);
         socket.set_ack_delay(self.ack_delay);
         socket.set_hop_limit(Some(if self.hop_limit == 0 {
             64
@@ -92,7 +91,9 @@ impl TcpOptions {
             self.hop_limit
         }));
         // smoltcp's own timeout also ends idle connections, and a connection
-        // that is closed after a long silence; `flow` keeps the time instead.
+        // that is closed after a long silence; its keep-alive probe carries a byte,
+        // which the peer takes for data if that is what was lost. The flow does both
+        // instead.
         socket.set_timeout(None);
     }
 

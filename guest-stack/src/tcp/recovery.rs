@@ -33,7 +33,7 @@ use smoltcp::socket::tcp::State;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, TcpControl, TcpOption, TcpPacket, TcpRepr, TcpSeqNumber};
 
-use super::connection::Flow;
+use super::connection::{Flow, Owner};
 use super::segment::{MAX_LEN, Segment};
 use crate::classify::{
     Class, ETHERNET_LEN, Kind, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHeader, checksum_holds,
@@ -51,6 +51,9 @@ const NUDGE: usize = 5;
 /// Silence after which something is taken for lost, at least. It keeps the
 /// scheduling of two hosts from looking like a loss.
 const MIN_PATIENCE: Duration = Duration::from_millis(10);
+
+/// Time between two keep-alive probes, at least.
+const MIN_KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// What two round trips are given on top.
 const MARGIN: Duration = Duration::from_millis(2);
@@ -465,12 +468,11 @@ impl Flow {
         counts && view.unacknowledged != 0
     }
 
-    /// When to look for a lost tail. `timer` says whether smoltcp has one: with
-    /// keep-alive that may be nothing but its next probe.
+    /// When to look for a lost tail. `timer` says whether smoltcp has one.
     pub(crate) fn recovery_deadline(&mut self, mtu: usize, timer: bool) -> Option<Instant> {
         let unacknowledged = self.view().unacknowledged;
         let recovery = &mut self.recovery;
-        recovery.forgotten = !timer || self.options.keep_alive.is_some();
+        recovery.forgotten = !timer;
         recovery.shut = recovery.window == 0 && recovery.in_flight() as usize >= unacknowledged;
         let deadline = self.recovery.deadline(mtu)?;
         (self.can_resend() || self.forgot_fin()).then_some(deadline)
@@ -497,16 +499,46 @@ impl Flow {
 
     /// Our FIN, as the socket sent it.
     fn our_fin(&self) -> Option<Segment> {
-        let recovery = &self.recovery;
-        // The last window that was announced, of which no more was taken since.
-        let window = recovery.window_end?.wrapping_sub(recovery.rcv_nxt);
-        let mut fin = self.segment_of_the_peer(recovery.highest?.wrapping_sub(1), recovery.rcv_nxt);
-        core::mem::swap(&mut fin.src, &mut fin.dst);
-        core::mem::swap(&mut fin.tcp.src_port, &mut fin.tcp.dst_port);
-        fin.hop_limit = self.options.hop_limit.max(1);
+        let mut fin = self.keep_alive_probe()?;
         fin.tcp.control = TcpControl::Fin;
-        fin.tcp.window_len = u16::try_from(window).unwrap_or(0);
         Some(fin)
+    }
+
+    /// A segment that the peer answers with what it received: without data, and just
+    /// before what it expects (RFC 1122, 4.2.3.6).
+    fn keep_alive_probe(&self) -> Option<Segment> {
+        let recovery = &self.recovery;
+        let next = recovery.highest.or(recovery.first())?;
+        // The last window that was announced, of which no more was taken since.
+        let end = recovery.window_end.unwrap_or(recovery.rcv_nxt);
+        let window = end.wrapping_sub(recovery.rcv_nxt);
+        let mut probe = self.segment_of_the_peer(next.wrapping_sub(1), recovery.rcv_nxt);
+        core::mem::swap(&mut probe.src, &mut probe.dst);
+        core::mem::swap(&mut probe.tcp.src_port, &mut probe.tcp.dst_port);
+        probe.hop_limit = self.options.hop_limit.max(1);
+        probe.tcp.window_len = u16::try_from(window).unwrap_or(0);
+        Some(probe)
+    }
+
+    /// When to ask whether the peer is still there, if nothing is heard of it until then.
+    /// Where something is in flight, resending it asks.
+    pub(crate) fn keep_alive_at(&self) -> Option<Instant> {
+        let interval = self.options.keep_alive?.max(MIN_KEEP_ALIVE);
+        let (since, unacknowledged) = self.waiting?;
+        let idle = match self.last_state {
+            State::Established | State::CloseWait | State::FinWait2 => {
+                unacknowledged == 0 && self.recovery.in_flight() == 0
+            }
+            State::Closed
+            | State::Listen
+            | State::SynSent
+            | State::SynReceived
+            | State::FinWait1
+            | State::Closing
+            | State::LastAck
+            | State::TimeWait => false,
+        };
+        (idle && self.owner != Owner::Orphan).then(|| since + interval * (self.probes + 1))
     }
 
     /// The peer's acknowledgement of what it has acknowledged already.
@@ -555,6 +587,20 @@ impl Sockets {
             if let Entry::Flow(flow) = self.table.entry(index) {
                 flow.recovery.link_is_back(now);
             }
+        }
+    }
+
+    /// Asks the peer of an idle connection whether it is there, if it is time.
+    pub(crate) fn keep_alive(&mut self, index: u32, now: Instant, tx: &mut dyn FrameTx) {
+        let Entry::Flow(flow) = self.table.entry(index) else {
+            return;
+        };
+        if flow.keep_alive_at().is_none_or(|at| at > now) {
+            return;
+        }
+        flow.probes = flow.probes.saturating_add(1);
+        if let Some(probe) = flow.keep_alive_probe() {
+            self.send_raw(now, &probe, tx);
         }
     }
 
