@@ -74,7 +74,11 @@ impl Control {
             let message = buffer.get(..len).unwrap_or_default();
             match self.machine.handle_message(message)? {
                 Some(GuestEvent::Configured(config)) => {
-                    if let Err(error) = self.apply(config, sockets, now) {
+                    let applied = self.apply(config, sockets, now);
+                    // The host before this one may have died with frames in its hands,
+                    // and so quickly replaced that the carrier never went.
+                    sockets.link_is_back(now);
+                    if let Err(error) = applied {
                         // There is no answer to a first configuration; the host
                         // reads about it in a report.
                         let words = heapless::format!(160; "{error}").unwrap_or_default();
