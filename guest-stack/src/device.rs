@@ -18,6 +18,7 @@ use smoltcp::wire::{IpAddress, IpProtocol, checksum};
 
 use crate::classify::{self, Class, ETHERNET_LEN, Kind};
 use crate::error::SendError;
+use crate::neighbours::Asked;
 use crate::run::{MAX_SUPER_FRAME, Run};
 use crate::tally::Tally;
 
@@ -50,6 +51,8 @@ pub(crate) struct TxState {
     pub(crate) blocked: bool,
     /// smoltcp was asked for a token since this was cleared.
     pub(crate) wanted: bool,
+    /// The neighbours that smoltcp asked for.
+    pub(crate) asked: Asked,
     /// The last frame was a fragment with more to come.
     pub(crate) fragmenting: bool,
     /// Sequence numbers of the last TCP segment, when somebody watches.
@@ -84,6 +87,7 @@ impl TxState {
             no_room: 0,
             blocked: false,
             wanted: false,
+            asked: Asked::default(),
             fragmenting: false,
             watched: None,
             tally: None,
@@ -315,6 +319,7 @@ impl phy::TxToken for TxToken<'_> {
 /// says what is left to the receiver of the frame.
 fn finish(frame: &mut [u8], meta: PacketMeta, state: &mut TxState) -> OffloadHeader {
     let offloaded = state.offloads.contains(Offloads::CHECKSUM);
+    state.asked.sent(frame);
     // `More fragments` and the offset of IPv4, which smoltcp sends without options.
     let fragment = frame.get(12..14) == Some(&[0x08, 0x00])
         && matches!(frame.get(20..22), Some(&[a, b]) if a & 0x3f != 0 || b != 0);

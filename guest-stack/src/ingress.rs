@@ -160,7 +160,8 @@ impl Sockets {
             Class::Arp => {
                 self.feed_default(now, frame, tx);
                 self.neighbour_spoke = true;
-                self.neighbours.heard(now, frame);
+                let (asked, interface) = (&self.io.asked, &mut self.interface);
+                self.neighbours.heard(now, frame, asked, interface);
                 Ending::Default
             }
             Class::Ip(packet) => {
@@ -515,7 +516,8 @@ impl Sockets {
         self.feed_default(now, frame, tx);
         if NEIGHBOUR.contains(&message) {
             self.neighbour_spoke = true;
-            self.neighbours.heard(now, frame);
+            let (asked, interface) = (&self.io.asked, &mut self.interface);
+            self.neighbours.heard(now, frame, asked, interface);
         }
         Ending::Default
     }

@@ -146,7 +146,7 @@ impl Drop for Stop<'_> {
 
 /// Open descriptors of a process, and its memory in KiB: its own, and shared memory that it
 /// has touched.
-fn held(pid: u32) -> (usize, u64) {
+pub(crate) fn held(pid: u32) -> (usize, u64) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let field = |name: &str| -> u64 {
         let line = status.lines().find_map(|line| line.strip_prefix(name));

@@ -5,6 +5,7 @@
 //! They need root and `/dev/net/tun`; without them they say so and are skipped,
 //! unless REQUIRE_PRIVILEGED=1.
 
+mod bad_links;
 mod bridge;
 mod burst;
 mod changes;
@@ -13,8 +14,8 @@ mod hostile;
 mod idle;
 mod iperf3;
 mod keeping;
-mod loss;
 mod outages;
 mod services;
+mod storms;
 mod streams;
 mod vm;

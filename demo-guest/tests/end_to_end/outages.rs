@@ -7,6 +7,8 @@ use std::time::Duration;
 use host_bridge::probe::bulk::{SINK_PORT, SOURCE_PORT, bulk_receive, bulk_send};
 use host_bridge::probe::http::http_get;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::common::{
     BULK, BULK_PATIENCE, PATIENCE, World, answers, in_private_network, interface, netlink, until,
 };
@@ -200,5 +202,38 @@ fn a_guest_killed_in_the_middle_of_a_transfer_frees_its_port_at_once() {
             .set_read_timeout(Some(Duration::from_millis(100)))
             .unwrap();
         while matches!(download.read(&mut buffer), Ok(1..)) {}
+    });
+}
+
+#[test]
+fn a_guest_or_a_daemon_that_stood_still_for_a_while_goes_on() {
+    in_private_network(|| {
+        let mut world = World::start("");
+        let mut guest = world.guest("patient");
+        let mut idle = [open(guest.v4(7)), open(guest.v6(7))];
+        for who in ["guest", "daemon"] {
+            let pid = match who {
+                "guest" => guest.pid(),
+                _ => world.daemon_pid(),
+            };
+            let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+            let (sink, source) = (guest.v4(SINK_PORT), guest.v6(SOURCE_PORT));
+            let transfers = [
+                std::thread::spawn(move || bulk_send(sink, 10 * BULK, 1, BULK_PATIENCE)),
+                std::thread::spawn(move || bulk_receive(source, 10 * BULK, 2, BULK_PATIENCE)),
+            ];
+            std::thread::sleep(Duration::from_millis(200));
+            kill_process(pid, Signal::STOP).unwrap();
+            // Longer than several of the time-outs of both ends.
+            std::thread::sleep(Duration::from_secs(5));
+            kill_process(pid, Signal::CONT).unwrap();
+            assert!(transfers.iter().all(|t| !t.is_finished()), "too late");
+            for stream in &mut idle {
+                echo(stream, who);
+            }
+            for transfer in transfers {
+                assert!(transfer.join().unwrap().unwrap().checksum_ok, "{who}");
+            }
+        }
     });
 }
