@@ -25,17 +25,27 @@ struct Request {
     keep_alive: bool,
 }
 
+/// What a request that cannot be answered gets: a status.
+type Refusal = &'static str;
+
+const BAD: Refusal = "400 Bad Request";
+
 /// Answers requests until the peer has no more.
 pub(super) async fn serve<L: Link, P: Platform>(stream: TcpStream<L, P>, name: Arc<str>) {
     let mut held = Vec::new();
-    while let Some(head) = read_head(&stream, &mut held).await {
-        let keep_alive = match parse(&head) {
+    loop {
+        let request = match read_head(&stream, &mut held).await {
+            Ok(Some(head)) => parse(&head),
+            Ok(None) => break,
+            Err(refusal) => Err(refusal),
+        };
+        let keep_alive = match request {
             Ok(request) => match answer(&stream, &request, &name).await {
                 Ok(()) => request.keep_alive,
                 Err(()) => return,
             },
-            Err(status) => {
-                let _ = reply(&stream, status, "text/plain", b"", false, false).await;
+            Err(refusal) => {
+                let _ = reply(&stream, refusal, "text/plain", b"", false, false).await;
                 false
             }
         };
@@ -46,43 +56,79 @@ pub(super) async fn serve<L: Link, P: Platform>(stream: TcpStream<L, P>, name: A
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-/// Reads up to the empty line; what follows stays in `held`.
+/// Reads up to the empty line; what follows stays in `held`. Nothing if the peer has
+/// no more.
 async fn read_head<L: Link, P: Platform>(
     stream: &TcpStream<L, P>,
     held: &mut Vec<u8>,
-) -> Option<Vec<u8>> {
+) -> Result<Option<Vec<u8>>, Refusal> {
     let mut buffer = vec![0; 2048];
     loop {
-        if let Some(end) = held.windows(4).position(|four| four == b"\r\n\r\n") {
-            let rest = held.split_off(end + 4);
-            return Some(core::mem::replace(held, rest));
+        // A client of another protocol sends no empty line and waits for a word.
+        judge_beginning(held)?;
+        if let Some(len) = head_len(held) {
+            let rest = held.split_off(len);
+            return Ok(Some(core::mem::replace(held, rest)));
         }
         if held.len() > MAX_HEAD {
-            return None;
+            return Err("431 Request Header Fields Too Large");
         }
         match stream.recv(&mut buffer).await {
-            Ok(0) | Err(_) => return None,
+            Ok(0) | Err(_) => return Ok(None),
             Ok(n) => held.extend_from_slice(&buffer[..n]),
         }
     }
 }
 
-/// Reads a request's head; the error is the status to answer.
-fn parse(head: &[u8]) -> Result<Request, &'static str> {
-    const BAD: &str = "400 Bad Request";
-    let head = core::str::from_utf8(head).map_err(|_| BAD)?;
-    let mut lines = head.split("\r\n");
-    let mut words = lines.next().unwrap_or_default().split(' ');
+/// How long the head is, with its empty line, if all of it is there. A line may end
+/// without its CR (RFC 9112 section 2.2).
+fn head_len(held: &[u8]) -> Option<usize> {
+    let mut line_begins = 0;
+    for line in held.split_inclusive(|byte| *byte == b'\n') {
+        line_begins += line.len();
+        if matches!(line, b"\n" | b"\r\n") {
+            return Some(line_begins);
+        }
+    }
+    None
+}
+
+/// Refuses what can be no request whatever follows.
+fn judge_beginning(held: &[u8]) -> Result<(), Refusal> {
+    let line = held.split_inclusive(|byte| *byte == b'\n').next();
+    let line = line.unwrap_or_default();
+    if !line
+        .iter()
+        .all(|byte| matches!(byte, b' '..=b'~' | b'\r' | b'\n'))
+    {
+        return Err(BAD);
+    }
+    match line.ends_with(b"\n") {
+        true => request_line(str::from_utf8(line).map_err(|_| BAD)?.trim_end()).map(drop),
+        false => Ok(()),
+    }
+}
+
+/// Method, path, and whether the version keeps connections open.
+fn request_line(line: &str) -> Result<(&str, &str, bool), Refusal> {
+    let mut words = line.split(' ');
     let (Some(method), Some(path), Some(version), None) =
         (words.next(), words.next(), words.next(), words.next())
     else {
         return Err(BAD);
     };
-    let mut keep_alive = match version {
-        "HTTP/1.1" => true,
-        "HTTP/1.0" => false,
-        _ => return Err("505 HTTP Version Not Supported"),
-    };
+    match version {
+        "HTTP/1.1" => Ok((method, path, true)),
+        "HTTP/1.0" => Ok((method, path, false)),
+        _ => Err("505 HTTP Version Not Supported"),
+    }
+}
+
+/// Reads a request's head.
+fn parse(head: &[u8]) -> Result<Request, Refusal> {
+    let head = str::from_utf8(head).map_err(|_| BAD)?;
+    let mut lines = head.lines();
+    let (method, path, mut keep_alive) = request_line(lines.next().unwrap_or_default())?;
     for line in lines.filter(|line| !line.is_empty()) {
         let (field, value) = line.split_once(':').ok_or(BAD)?;
         if field.eq_ignore_ascii_case("connection") {
@@ -245,5 +291,27 @@ mod tests {
             status("GET / HTTP/1.1\r\nno colon\r\n\r\n"),
             Some("400 Bad Request")
         );
+    }
+
+    #[test]
+    fn what_can_be_no_request_is_refused_before_its_end() {
+        // A TLS client's greeting, one of SMB, a line of another protocol.
+        for other in [
+            &b"\x16\x03\x01\x02\x00"[..],
+            b"\0\0\0\xa4\xffSMB",
+            b"HELP\r\n",
+        ] {
+            assert_eq!(judge_beginning(other), Err(BAD), "{other:?}");
+        }
+        for beginning in [&b""[..], b"GE", b"GET / HTTP/1.1\r", b"GET / HTTP/1.1\nHo"] {
+            assert_eq!(judge_beginning(beginning), Ok(()), "{beginning:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_ends_at_the_empty_line_however_lines_end() {
+        assert_eq!(head_len(b"GET / HTTP/1.1\r\n\r\nrest"), Some(18));
+        assert_eq!(head_len(b"GET / HTTP/1.1\nHost: x\n\nrest"), Some(24));
+        assert_eq!(head_len(b"GET / HTTP/1.1\r\nHost: x\r\n\r"), None);
     }
 }
