@@ -18,8 +18,8 @@ use crate::limit::Limits;
 pub(crate) struct Policy {
     /// Checks frames from the guest, and those to it.
     pub(crate) filter: Filter,
-    /// The guest has its configuration. Before that, nothing is read from the
-    /// TAP for it.
+    /// The guest has its configuration, and the TAP is set for it. Before that,
+    /// nothing is read from the TAP for it, and its frames wait in its ring.
     pub(crate) ready: bool,
     /// The link is up.
     pub(crate) carrier: bool,

@@ -60,6 +60,8 @@ impl fmt::Display for PortState {
 pub(crate) enum Action {
     /// Set the TAP's MTU and carrier.
     SetTap(TapSettings),
+    /// Let frames flow ([`Session::open`]): the TAP is as the guest was told.
+    Open,
     /// The guest has answered the change with this serial.
     Answered {
         serial: u32,
@@ -231,7 +233,7 @@ impl Session {
                 let tap = Action::SetTap((&config).into());
                 self.confirmed = Some(config);
                 self.apply_policy();
-                vec![tap, info(text)]
+                vec![tap, Action::Open, info(text)]
             }
             HostEvent::Acknowledged { serial } => {
                 self.confirmed = under_way.or(self.confirmed.take());
@@ -363,6 +365,15 @@ impl Session {
         self.change_policy(|policy| policy.ready = false);
     }
 
+    /// Lets frames flow. Not before the TAP carries packets: a guest that comes back
+    /// has frames in its ring already, and the kernel would lose its answers to them,
+    /// the question for the guest's address among them, which it repeats a second later.
+    pub(crate) fn open(&mut self) {
+        if self.confirmed.is_some() {
+            self.change_policy(|policy| policy.ready = true);
+        }
+    }
+
     /// Derives the pumps' rules from what is confirmed and what is agreed.
     fn apply_policy(&mut self) {
         let Some(agreed) = self.control.agreed() else {
@@ -380,7 +391,6 @@ impl Session {
         let to_guest = agreed.offloads_to_guest;
         self.change_policy(|policy| {
             policy.filter = filter;
-            policy.ready = true;
             policy.carrier = carrier;
             policy.mtu = mtu;
             policy.offloads_to_host = to_host;
@@ -484,38 +494,54 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_a_guest_was_sent_is_allowed_although_newer_changes_wait_behind_it() {
-        let all = Offloads::CHECKSUM.union(Offloads::TSO4);
-        let bad: ImpairConfig = "loss=1%".parse().unwrap();
-        let good = ImpairConfig::default();
+    /// A session and a guest that has just confirmed its configuration; what follows
+    /// from that was not done yet.
+    fn configured(capable: Offloads, impair_to_host: ImpairConfig) -> (Session, GuestControl) {
         let mut session = Session::new(
             NetworkConfig::new([2, 0, 0, 0, 0, 1], 1500),
-            all,
+            capable,
             FilterConfig::default(),
             Limits::default(),
-            bad.clone(),
-            good.clone(),
+            impair_to_host,
+            ImpairConfig::default(),
         )
         .unwrap();
-        let policy = session.policy();
-        let allowed = || policy.borrow().offloads_to_host;
         let mut guest = GuestControl::new(GuestOffer {
             session: 1,
             versions: VersionRange::SUPPORTED,
             features: 0,
             max_mtu: 1500,
-            can_receive: all,
-            can_send: all,
+            can_receive: capable,
+            can_send: capable,
             name: Default::default(),
         });
         exchange(&mut session, &mut guest, true);
-        while session.state() != &PortState::Running {
-            let message = guest.poll_transmit().map(<[u8]>::to_vec).unwrap();
-            guest.transmitted();
-            session.handle_message(&message).unwrap();
-            exchange(&mut session, &mut guest, true);
-        }
+        assert_eq!(session.state(), &PortState::Running);
+        (session, guest)
+    }
+
+    #[test]
+    fn frames_flow_when_the_tap_is_set_and_not_before() {
+        let (mut session, _) = configured(Offloads::NONE, ImpairConfig::default());
+        let policy = session.policy();
+        assert!(!policy.borrow().ready);
+        // Nor does a change of an administrator let them.
+        let worse = Some("loss=1%".parse().unwrap());
+        session.update(|_| Ok(()), worse, None).unwrap();
+        assert!(!policy.borrow().ready);
+        session.open();
+        assert!(policy.borrow().ready);
+    }
+
+    #[test]
+    fn what_a_guest_was_sent_is_allowed_although_newer_changes_wait_behind_it() {
+        let all = Offloads::CHECKSUM.union(Offloads::TSO4);
+        let bad: ImpairConfig = "loss=1%".parse().unwrap();
+        let good = ImpairConfig::default();
+        let (mut session, mut guest) = configured(all, bad.clone());
+        session.open();
+        let policy = session.policy();
+        let allowed = || policy.borrow().offloads_to_host;
         assert_eq!(allowed(), Offloads::NONE);
         let change = |session: &mut Session, impair: &ImpairConfig| {
             session

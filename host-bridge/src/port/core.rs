@@ -221,6 +221,7 @@ impl Core {
     async fn act(&mut self, action: Action) {
         match action {
             Action::SetTap(settings) => self.set_tap(settings).await,
+            Action::Open => self.session.open(),
             Action::Answered { serial, result } => {
                 // An answer covers the changes that were folded into it.
                 let (answered, open) = self
@@ -314,8 +315,8 @@ impl Core {
         if let Err(error) = tap.set_carrier(settings.carrier) {
             warn("setting the carrier", &error);
         }
-        // The guest hears of it only afterwards: its first packets, and the
-        // answers to them, are not to be lost on a queue that is not there yet.
+        // Frames flow only afterwards: the first ones, and the answers to them, are
+        // not to be lost on a queue that is not there yet.
         if settings.carrier && tap.ifindex().is_some() {
             match self.netlink.wait_running(tap.name(), QUEUE_PATIENCE).await {
                 Ok(true) => {}

@@ -282,6 +282,7 @@ impl<E: Ether> SteppedPort<E> {
                 self.mtu = settings.mtu;
                 self.set(settings);
             }
+            Action::Open => self.session.open(),
             Action::Answered { serial, result } => self.answers.push((serial, result)),
             Action::Log { level: _, text } => self.device.0.log(&text),
         }
