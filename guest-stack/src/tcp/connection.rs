@@ -72,6 +72,8 @@ pub(crate) struct Flow {
     heard: bool,
     /// Keep-alive probes since then.
     pub(super) probes: u32,
+    /// Not before, since there was no room for the next.
+    pub(super) probe_after: Option<Instant>,
     /// Its handler is about to be called.
     pub(super) noticed: bool,
     /// Until when its last segment may wait for the neighbour.
@@ -98,6 +100,7 @@ impl Flow {
             waiting: None,
             heard: false,
             probes: 0,
+            probe_after: None,
             noticed: false,
             held_until: None,
             sent: None,

@@ -538,7 +538,9 @@ impl Flow {
             | State::LastAck
             | State::TimeWait => false,
         };
-        (idle && self.owner != Owner::Orphan).then(|| since + interval * (self.probes + 1))
+        let at = since + interval * (self.probes + 1);
+        let at = self.probe_after.map_or(at, |after| at.max(after));
+        (idle && self.owner != Owner::Orphan).then_some(at)
     }
 
     /// The peer's acknowledgement of what it has acknowledged already.
@@ -598,6 +600,16 @@ impl Sockets {
         if flow.keep_alive_at().is_none_or(|at| at > now) {
             return;
         }
+        let mut wire = Wire {
+            tx: &mut *tx,
+            state: &mut self.io,
+        };
+        // One that finds no room was not sent: the peer is not to blame.
+        if !wire.room(ETHERNET_LEN + MAX_LEN) {
+            flow.probe_after = Some(now + MIN_PATIENCE);
+            return;
+        }
+        flow.probe_after = None;
         flow.probes = flow.probes.saturating_add(1);
         if let Some(probe) = flow.keep_alive_probe() {
             self.send_raw(now, &probe, tx);
