@@ -632,15 +632,13 @@ impl<L: Link, P: Platform> UdpSocket<L, P> {
         .await
     }
 
-    /// Waits for room and sends `bytes` as datagrams of `len` bytes each, the last of
-    /// what is left: as many as find room, at least one. Says how many bytes it took.
+    /// Waits for room and sends `bytes` as datagrams of `len` bytes each (0 counts as 1),
+    /// the last of what is left: as many as find room, at least one. Says how many bytes
+    /// it took.
     /// Where the host cuts them (USO) they travel as one frame.
     ///
     /// # Errors
     /// [`UdpError`], never `WouldBlock`; what was sent before stays sent.
-    ///
-    /// # Panics
-    /// If `len` is zero.
     pub async fn send_many_to(
         &self,
         bytes: &[u8],
@@ -651,7 +649,7 @@ impl<L: Link, P: Platform> UdpSocket<L, P> {
             self.network.on_socket(self.id, |stack| {
                 let sockets = stack.sockets();
                 let mut taken = 0;
-                for payload in bytes.chunks(len) {
+                for payload in bytes.chunks(len.max(1)) {
                     match sockets.udp_send_to(self.id, payload, to) {
                         Ok(()) => taken += payload.len(),
                         Err(UdpError::WouldBlock) if taken > 0 => break,
