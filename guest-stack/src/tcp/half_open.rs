@@ -67,6 +67,8 @@ pub(crate) struct HalfOpen {
     peer_shift: Option<u8>,
     peer_sack: bool,
     pub(crate) options: TcpOptions,
+    /// When the SYN|ACK was sent, if it was sent once: Karn's rule.
+    answered_at: Option<Instant>,
     pub(crate) repeat_at: Instant,
     repeat_after: Duration,
     pub(crate) expires_at: Instant,
@@ -98,6 +100,7 @@ impl HalfOpen {
             peer_shift: syn.window_scale,
             peer_sack: syn.sack_permitted,
             options: target.options,
+            answered_at: Some(now),
             repeat_at: now + FIRST_REPEAT,
             repeat_after: FIRST_REPEAT,
             expires_at: now + timeout,
@@ -130,6 +133,7 @@ impl HalfOpen {
             peer_shift: syn.shift,
             peer_sack: syn.sack,
             options: target.options,
+            answered_at: None,
             repeat_at: now + FIRST_REPEAT,
             repeat_after: FIRST_REPEAT,
             expires_at: now + FIRST_REPEAT,
@@ -171,10 +175,22 @@ impl HalfOpen {
         if now >= self.expires_at {
             return false;
         }
+        self.sent_again();
         self.silent = !self.answered && self.repeat_after >= FIRST_REPEAT * 4;
         self.repeat_after *= 2;
         self.repeat_at = now + self.repeat_after;
         true
+    }
+
+    /// The SYN|ACK is sent once more.
+    pub(crate) fn sent_again(&mut self) {
+        self.answered_at = None;
+    }
+
+    /// How long the ACK that arrived now was on its way after the SYN|ACK, where that can
+    /// be told.
+    pub(crate) fn round_trip(&self, now: Instant) -> Option<Duration> {
+        self.answered_at.map(|at| now - at)
     }
 
     /// The peer answered, and there is no room for its connection: it is given time, since
@@ -182,6 +198,8 @@ impl HalfOpen {
     pub(crate) fn wait_for_room(&mut self, now: Instant) -> bool {
         if !self.answered {
             self.answered = true;
+            // The next ACK answers nothing of ours.
+            self.sent_again();
             self.expires_at = now + ANSWERED;
         }
         core::mem::take(&mut self.silent)

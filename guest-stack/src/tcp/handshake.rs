@@ -251,6 +251,7 @@ impl Sockets {
         match half_open.judge(received.tcp) {
             Verdict::Ignore => Ending::Tcp,
             Verdict::Repeat => {
+                half_open.sent_again();
                 let (answer, mac) = (half_open.syn_ack(mtu), half_open.mac);
                 self.send_segment(&answer, mac, tx);
                 Ending::Tcp
@@ -292,6 +293,7 @@ impl Sockets {
         };
         let (key, mac, options) = (half_open.key, half_open.mac, half_open.options);
         let (syn, isn, irs) = (half_open.syn(), half_open.isn, half_open.irs);
+        let round_trip = half_open.round_trip(now);
         // The listener may have been closed, or another opened, since the SYN.
         let Some(Target { listener, .. }) = self.target(&key) else {
             self.forget_half_open(index);
@@ -319,7 +321,7 @@ impl Sockets {
         };
         let mut flow = Flow::new(key, cell, options);
         flow.recovery
-            .synchronized(isn.wrapping_add(1), irs.wrapping_add(1));
+            .synchronized(isn.wrapping_add(1), irs.wrapping_add(1), round_trip);
         self.table.replace(index, Entry::Flow(flow.into()));
         self.table.set_deadline(index, None);
         self.feed_segment(now, index, received, tx);

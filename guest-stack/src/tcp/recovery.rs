@@ -154,10 +154,21 @@ impl Recovery {
         }
     }
 
-    /// The handshake is complete: what follows either side's SYN.
-    pub(crate) fn synchronized(&mut self, after_syn: u32, rcv_nxt: u32) {
+    /// The handshake is complete: what follows either side's SYN, and how long our SYN and
+    /// its answer took. Without that, the first thing that is said would wait a second if it
+    /// is lost, and twice as long each time it is lost again. Where an ACK was lost, the peer
+    /// takes until it speaks, which is no round trip.
+    pub(crate) fn synchronized(
+        &mut self,
+        after_syn: u32,
+        rcv_nxt: u32,
+        round_trip: Option<Duration>,
+    ) {
         self.after_syn = Some(after_syn);
         self.rcv_nxt = rcv_nxt;
+        if let Some(round_trip) = round_trip.filter(|time| *time < TIMEOUT) {
+            self.measured(round_trip);
+        }
     }
 
     /// The next sequence number that the socket expects, once it is known.
@@ -198,9 +209,11 @@ impl Recovery {
         }
         self.window_end = tally.window_end.or(self.window_end);
         let in_flight = self.in_flight();
-        if tally.resent > 0 && in_flight > 0 {
-            // Karn's rule: no sample of what was sent twice.
+        if tally.resent > 0 {
+            // Karn's rule: no sample of what was sent twice, be it the SYN.
             self.sample = None;
+        }
+        if tally.resent > 0 && in_flight > 0 {
             self.since = now;
             self.resent = Some((now, tally.resent_end));
             // More than one at a time is smoltcp's timeout: all is sent again.
@@ -231,7 +244,9 @@ impl Recovery {
         mtu: usize,
     ) {
         if before.state == State::SynSent && after_it.state == State::Established {
-            self.synchronized(tcp.ack, tcp.seq.wrapping_add(1));
+            let sample = self.sample.take().filter(|(end, _)| *end == tcp.ack);
+            let round_trip = sample.map(|(_, at)| now - at);
+            self.synchronized(tcp.ack, tcp.seq.wrapping_add(1), round_trip);
             self.window = TcpPacket::new_checked(tcp_bytes).map_or(0, |packet| {
                 // This one is not scaled, all others are (RFC 7323, 2.2).
                 let window = packet.window_len();

@@ -163,6 +163,33 @@ fn a_resent_segment_that_is_lost_again_comes_again_long_before_a_second() {
 }
 
 #[test]
+fn the_first_thing_that_is_said_comes_again_long_before_a_second() {
+    // The handshake was a round trip too, for either side.
+    for (speaker, ipv6) in [(0, false), (1, false), (0, true), (1, true)] {
+        let mut pair = Pair::new(1);
+        pair.cable.impair(wire(0));
+        let (client, server) = pair.connected(ipv6, 80);
+        pair.run(Duration::from_secs(1));
+        let (from, to) = match speaker {
+            0 => (client, server),
+            _ => (server, client),
+        };
+        let start = pair.now();
+        pair.cable.impair(wire(1000));
+        assert_eq!(pair.sockets(speaker).tcp_send(from, b"hello"), Ok(5));
+        pair.settle();
+        pair.cable.impair(wire(0));
+        let mut got = Vec::new();
+        pair.run_until(|pair| {
+            read_some(pair.sockets(1 - speaker), to, &mut got);
+            got == b"hello"
+        });
+        let took = pair.now() - start;
+        assert!(took < Duration::from_millis(80), "{speaker}: {took}");
+    }
+}
+
+#[test]
 fn a_peer_that_vanishes_is_given_up_after_the_user_timeout() {
     let (mut pair, (client, _)) = warm(1, false);
     let data = pattern(50_000, 3);
