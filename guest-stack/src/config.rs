@@ -50,10 +50,10 @@ pub struct Limits {
     /// places in the tables included. Default 4096, and as many again for peers that
     /// brought a cookie back and wait for room. At the limit see `syn_cookies`.
     pub half_open: usize,
-    /// Whether SYNs are answered with SYN cookies (RFC 4987, 3.6) where there is no place
-    /// for their handshakes and half of the places have been held for seven seconds by
-    /// peers that do not answer, so that a flood keeps nobody out; else such a SYN is
-    /// dropped silently and the peer tries again. Default yes.
+    /// Whether SYNs are answered with SYN cookies (RFC 4987, 3.6) where all places for
+    /// handshakes are taken, or all of a listener's and half of those have been held for a
+    /// second by peers that do not answer, so that a flood keeps nobody out; else such a
+    /// SYN is dropped silently and the peer tries again. Default yes.
     pub syn_cookies: bool,
     /// How long a handshake may take before its entry is forgotten. Default
     /// 15 s, which leaves room for three repetitions of the SYN|ACK.

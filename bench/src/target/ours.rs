@@ -130,7 +130,7 @@ pub(crate) fn program(name: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     Err(format!(
-        "there is no {}: build it with `cargo build --release -p {name}`, or set {variable}",
+        "there is no {}: build it with `cargo build --release --bin {name}`, or set {variable}",
         path.display()
     )
     .into())

@@ -72,7 +72,7 @@ pub(crate) struct HalfOpen {
     pub(crate) repeat_at: Instant,
     repeat_after: Duration,
     pub(crate) expires_at: Instant,
-    /// The peer has said nothing to three of our answers, for seven seconds.
+    /// The peer has said nothing to our answer for a second.
     pub(crate) silent: bool,
     /// The peer answered, and there was no room for the connection.
     pub(crate) answered: bool,
@@ -176,7 +176,7 @@ impl HalfOpen {
             return false;
         }
         self.sent_again();
-        self.silent = !self.answered && self.repeat_after >= FIRST_REPEAT * 4;
+        self.silent = !self.answered;
         self.repeat_after *= 2;
         self.repeat_at = now + self.repeat_after;
         true

@@ -88,8 +88,11 @@ impl Sockets {
         }
         let mac = classify::source(received.frame)?;
         let timeout = limits.half_open_timeout;
-        if self.half_open >= limits.half_open || !self.has_room(&key, listener, true) {
-            if !limits.syn_cookies || !self.is_flooded(listener, now) {
+        let full = self.half_open >= limits.half_open;
+        if full || !self.has_room(&key, listener, true) {
+            // A listener has room for as many as it wants to have waiting; without a place
+            // for a record nobody gets in, to none of them.
+            if !limits.syn_cookies || !full && !self.is_flooded(listener, now) {
                 return Some(Ending::BacklogFull);
             }
             self.cookies_until = Some(now + cookie::LIFETIME);

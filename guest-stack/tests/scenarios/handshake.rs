@@ -137,7 +137,7 @@ fn a_full_backlog_is_silent_and_takes_connections_again_when_there_is_room() {
 }
 
 /// After so long peers that do not answer are taken for a flood.
-const SILENCE: Duration = Duration::from_secs(8);
+const SILENCE: Duration = Duration::from_millis(1100);
 
 #[test]
 fn handshakes_under_way_are_bounded_by_the_backlog_too() {
@@ -146,12 +146,13 @@ fn handshakes_under_way_are_bounded_by_the_backlog_too() {
     half_open(&mut bench, 4001);
     // It may be a crowd: who comes later tries again, and finds a place.
     assert_eq!(segments(&mut bench, &Segment::syn(4002, 1000)), []);
-    assert_eq!(tcps(&bench.pass(SILENCE)).len(), 2 * 3);
+    assert_eq!(tcps(&bench.pass(SILENCE)).len(), 2);
     // It is none. Answered, and not kept: nothing is repeated, and nothing expires.
     let (syn, answer) = half_open(&mut bench, 4002);
     assert_eq!(segments(&mut bench, &syn), [answer]);
     assert_eq!(bench.stack.sockets().counters().tcp_cookies_sent, 2);
-    assert_eq!(tcps(&bench.pass(Duration::from_secs(60))), []);
+    // The two that have a record are sent two more answers each.
+    assert_eq!(tcps(&bench.pass(Duration::from_secs(60))).len(), 2 * 2);
     assert_eq!(bench.stack.sockets().counters().tcp_half_open_expired, 2);
 }
 
@@ -329,11 +330,8 @@ fn a_flood_of_syns_takes_no_place_of_a_connection_and_keeps_nobody_out() {
     let listener = bench.stack.sockets().tcp_listen(80, 64, options).unwrap();
     assert_eq!(complete(&mut bench, 1), []);
     let (before, _) = bench.stack.sockets().tcp_accept(listener).unwrap();
-    for port in 1000..1016 {
-        half_open(&mut bench, port);
-    }
-    bench.pass(SILENCE);
-    for port in 1016..11_000 {
+    // Where all places are taken there is no silence to wait for.
+    for port in 1000..11_000 {
         half_open(&mut bench, port);
     }
     assert_eq!(complete(&mut bench, 2), []);
