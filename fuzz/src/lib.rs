@@ -10,11 +10,13 @@
 //! | `memory` | superblock, ring and records, by operations, with a peer that scribbles |
 //! | `wires` | byte streams, the attach handshake |
 //! | `frames` | the filter, the offload header, the guest's classifier and stack |
+//! | `kept` | what a daemon gives its keeper and finds again: messages, records |
 //! | `texts` | settings, the admin protocol, addresses, impairments, limits |
 
 mod control;
 mod frames;
 mod input;
+mod kept;
 mod memory;
 mod texts;
 mod wires;
@@ -31,10 +33,12 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("control_host", control::host),
     ("control_messages", control::messages),
     ("filter", frames::filter),
+    ("kept_record", kept::record),
     ("offload", frames::offload),
     ("records", memory::records),
     ("ring", memory::ring),
     ("settings", texts::settings),
+    ("shelf", kept::shelf),
     ("stack", frames::stack),
     ("stream", wires::stream),
     ("superblock", memory::superblock),

@@ -30,8 +30,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixDatagram;
 
-use self::shelf::Said;
-pub use self::shelf::Shelf;
+pub use self::shelf::{Said, Shelf};
 use crate::child::Helper;
 use crate::signals::Signals;
 use crate::store::{

@@ -14,7 +14,7 @@ pub struct Shelf(Vec<(String, OwnedFd)>);
 
 /// What a message says besides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Said {
+pub enum Said {
     /// The worker serves.
     Ready,
     /// Nothing.
@@ -48,13 +48,13 @@ impl Shelf {
     }
 
     /// Names and descriptors, the oldest first.
-    pub(super) fn entries(&self) -> impl ExactSizeIterator<Item = (&str, &OwnedFd)> {
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = (&str, &OwnedFd)> {
         self.0.iter().map(|(name, fd)| (name.as_str(), fd))
     }
 
     /// Does what a message says with the descriptors that came with it. Those that are
     /// not kept are closed, which is how `BARRIER=1` is answered.
-    pub(super) fn hear(&mut self, message: &[u8], fds: Vec<OwnedFd>) -> Said {
+    pub fn hear(&mut self, message: &[u8], fds: Vec<OwnedFd>) -> Said {
         let text = String::from_utf8_lossy(message);
         let value = |key: &str| {
             let mut lines = text.lines();

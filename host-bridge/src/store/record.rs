@@ -56,7 +56,7 @@ impl Record {
     ///
     /// # Errors
     /// The system's, or that it is none.
-    pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let mut text = [0; LEN];
         let mut into = [IoSliceMut::new(&mut text)];
         let read = rustix::io::preadv2(&fd, &mut into, 0, ReadWriteFlags::empty())?;
@@ -69,12 +69,12 @@ impl Record {
     }
 
     /// The descriptor to keep.
-    pub(crate) fn fd(&self) -> &OwnedFd {
+    pub fn fd(&self) -> &OwnedFd {
         &self.fd
     }
 
     /// How the guest's memory is laid out.
-    pub(crate) fn layout(&self) -> LayoutOptions {
+    pub fn layout(&self) -> LayoutOptions {
         let content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
         LayoutOptions {
             to_host_bytes: content.to_host_bytes,
@@ -83,7 +83,7 @@ impl Record {
     }
 
     /// All that was changed, as one change.
-    pub(crate) fn change(&self) -> PortChange {
+    pub fn change(&self) -> PortChange {
         let content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
         content.change.clone()
     }
@@ -92,7 +92,7 @@ impl Record {
     ///
     /// # Errors
     /// The system's. The change holds all the same, until the next start.
-    pub(crate) fn note(&self, change: &PortChange) -> io::Result<()> {
+    pub fn note(&self, change: &PortChange) -> io::Result<()> {
         let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
         content.change.merge(change);
         drop(content);
