@@ -71,8 +71,8 @@ pub struct Limits {
     /// set it to what memory suffices for.
     pub connections: usize,
     /// How long a closed stream may try to deliver what was written before it
-    /// is reset. Starts anew whenever the other end acknowledges data.
-    /// Default 60 s.
+    /// is reset. Starts anew whenever the other end has acknowledged an eighth of
+    /// what there was. Default 60 s, so ten minutes at the most.
     pub orphan_timeout: Duration,
     /// Resets and ICMP errors sent per second, with a burst of as many.
     /// Default 1000, as Linux limits its ICMP errors.

@@ -38,6 +38,15 @@ impl BridgeError {
             source,
         }
     }
+
+    /// Whether the other end of a connection was gone.
+    pub(crate) fn is_hang_up(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        match self {
+            Self::Io { source, .. } => matches!(source.kind(), BrokenPipe | ConnectionReset),
+            Self::Tap(_) | Self::Netlink(_) => false,
+        }
+    }
 }
 
 /// Why a TAP interface could not be opened.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// What to do with a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lines {
+enum Lines {
     /// Log it.
     Say,
     /// Log it and say that it is the last for now.
@@ -37,7 +37,7 @@ impl LogLimit {
     }
 
     /// What becomes of one more line.
-    pub(crate) fn allows(&mut self, now: Instant) -> Lines {
+    fn allows(&mut self, now: Instant) -> Lines {
         let fresh = self
             .window
             .is_some_and(|began| now.saturating_duration_since(began) < Duration::from_secs(1));
@@ -49,6 +49,17 @@ impl LogLimit {
             std::cmp::Ordering::Less => Lines::Say,
             std::cmp::Ordering::Equal => Lines::Last,
             std::cmp::Ordering::Greater => Lines::Silent,
+        }
+    }
+
+    /// Logs a line about somebody who comes and goes, or leaves it out.
+    pub(crate) fn tell(&mut self, target: &str, level: log::Level, text: impl Display) {
+        match self.allows(Instant::now()) {
+            Lines::Say => log::log!(target: target, level, "{text}"),
+            Lines::Last => {
+                log::log!(target: target, level, "{text}; more of these are not told of");
+            }
+            Lines::Silent => {}
         }
     }
 }

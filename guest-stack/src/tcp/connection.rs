@@ -28,6 +28,9 @@ use crate::error::StreamError;
 use crate::flow::FlowKey;
 use crate::udp::NEIGHBOUR_PATIENCE;
 
+/// How often a closed stream's time begins anew while it is delivered, at most.
+const ORPHAN_STEPS: usize = 8;
+
 /// What a stream is ready for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Readiness {
@@ -68,6 +71,8 @@ pub(crate) struct Flow {
     pub(super) last_state: State,
     /// Since when the peer owes an answer, and what was unacknowledged then.
     pub(super) waiting: Option<(Instant, usize)>,
+    /// Of a closed stream: what must be acknowledged for the peer to be given time anew.
+    step: usize,
     /// A segment arrived since the last look at `waiting`.
     heard: bool,
     /// Keep-alive probes since then.
@@ -98,6 +103,7 @@ impl Flow {
             reader: None,
             last_state,
             waiting: None,
+            step: 0,
             heard: false,
             probes: 0,
             probe_after: None,
@@ -204,7 +210,10 @@ impl Flow {
         };
         // A closed stream must make progress; an open one need only be answered.
         let progress = match self.waiting {
-            Some((_, before)) if orphan => before != unacknowledged,
+            Some((_, before)) if orphan => {
+                let done = before.saturating_sub(unacknowledged);
+                done >= self.step || done > 0 && unacknowledged == 0
+            }
             _ => self.heard,
         };
         self.heard = false;
@@ -212,14 +221,20 @@ impl Flow {
             self.waiting = None;
             return None;
         }
-        let since = match self.waiting {
-            Some((since, _)) if !progress => since,
+        if self.waiting.is_none() {
+            // A peer that acknowledges a byte now and then would keep it for ever.
+            self.step = (unacknowledged / ORPHAN_STEPS).max(1);
+        }
+        let waiting = match self.waiting {
+            Some((since, before)) if !progress => {
+                (since, if orphan { before } else { unacknowledged })
+            }
             _ => {
                 self.probes = 0;
-                now
+                (now, unacknowledged)
             }
         };
-        self.waiting = Some((since, unacknowledged));
+        let (since, _) = *self.waiting.insert(waiting);
         let patience = match state {
             State::SynSent | State::SynReceived => Some(self.options.connect_timeout),
             _ if orphan => Some(limits.orphan_timeout),

@@ -404,6 +404,37 @@ fn the_last_acknowledgement_waits_for_the_neighbour_to_be_found() {
     assert_eq!((said[0].flags, said[0].ack), (ACK, talk.seq));
 }
 
+/// Closes a stream with 800 bytes unsent and acknowledges `step` of them every 50 s, after
+/// which the peer is given time anew or not. Says how many were until the reset, if it came.
+fn acknowledged_in_steps(step: u32) -> Option<u32> {
+    let mut talk = Conversation::new(TcpOptions::default());
+    let sockets = talk.bench.stack.sockets();
+    sockets.tcp_send(talk.stream, &[1; 800]).unwrap();
+    sockets.tcp_close(talk.stream);
+    let mut acknowledged = 0;
+    while acknowledged + step <= 800 {
+        // It is still known as a neighbour; what is sent again is of no interest.
+        talk.bench.exchange(&arp_request());
+        let sent = tcps(&talk.bench.pass(Duration::from_secs(50)));
+        if sent.iter().any(|seen| seen.flags & RST != 0) {
+            return Some(acknowledged);
+        }
+        talk.ack += step;
+        acknowledged += step;
+        let said = talk.say(".", b"");
+        assert!(said.iter().all(|seen| seen.flags & RST == 0));
+    }
+    None
+}
+
+#[test]
+fn a_closed_stream_is_delivered_to_a_slow_peer_and_not_kept_by_one_that_dawdles() {
+    assert_eq!(acknowledged_in_steps(100), None);
+    assert_eq!(acknowledged_in_steps(1), Some(1), "60 s after the close");
+    // Two steps of 50 make one of the eight.
+    assert_eq!(acknowledged_in_steps(60), Some(60));
+}
+
 #[test]
 fn a_fin_comes_again_however_often_the_peer_acknowledges_all_but_the_fin() {
     let mut talk = Conversation::new(TcpOptions::default());

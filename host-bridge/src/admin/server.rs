@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shm_link::linux::address::Address;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::protocol::{MAX_REQUEST_LEN, Request, Response};
 use crate::bridge::Bridge;
 use crate::error::BridgeError;
-use crate::log_limit::{Lines, LogLimit};
+use crate::log_limit::LogLimit;
 use crate::port::{PortChange, PortStatus};
 use crate::server::{ACCEPT_REST, Listening, Visitors};
 
@@ -91,13 +91,8 @@ impl AdminServer {
                 .admit(&socket)
                 .and_then(|()| place(clients.len()));
             if let Err(why) = admitted {
-                match refusals.allows(Instant::now()) {
-                    Lines::Say => log::warn!("an admin client was turned away: {why}"),
-                    Lines::Last => log::warn!(
-                        "an admin client was turned away: {why}; more of these are not told of"
-                    ),
-                    Lines::Silent => {}
-                }
+                let text = format_args!("an admin client was turned away: {why}");
+                refusals.tell(module_path!(), log::Level::Warn, text);
                 // A fresh socket has room for it; a client that is gone already
                 // does not need it.
                 let _ = socket.try_write(Response::Error { why }.to_line().as_bytes());

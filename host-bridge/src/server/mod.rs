@@ -16,11 +16,12 @@ mod socket;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shm_link::linux::address::Address;
 use shm_link::linux::attach::id_before;
@@ -39,7 +40,7 @@ use crate::error::BridgeError;
 use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
 use crate::limit::Limits;
-use crate::log_limit::{Lines, LogLimit, PortLog};
+use crate::log_limit::{LogLimit, PortLog};
 use crate::plan::{Assignment, Plan, Slot, Slots};
 use crate::port::{LOG_LINES_PER_SECOND, PortConfig};
 use crate::store::{Names, Store};
@@ -141,6 +142,8 @@ struct Desk {
     policy: GuestPolicy,
     /// By slot: who comes and goes as fast as it can is to fill no log.
     logs: Mutex<BTreeMap<u16, PortLog>>,
+    /// Nor is who gets no port, whichever slot it has for that.
+    others: Mutex<LogLimit>,
 }
 
 impl Desk {
@@ -149,7 +152,24 @@ impl Desk {
             places,
             policy,
             logs: Mutex::default(),
+            others: Mutex::new(LogLimit::new(LINES_PER_SECOND)),
         }
+    }
+
+    /// Logs what became of somebody who got no port, or leaves it out.
+    fn tell(&self, level: log::Level, text: impl Display) {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.tell(module_path!(), level, text);
+    }
+
+    /// Tells that a guest could not be served. One that hung up is no error of ours.
+    fn tell_failure(&self, slot: u16, error: &BridgeError) {
+        let level = match error.is_hang_up() {
+            true => log::Level::Warn,
+            false => log::Level::Error,
+        };
+        let name = self.places.assign(slot).name;
+        self.tell(level, format_args!("port {name}: {error}"));
     }
 
     fn log(&self, slot: u16) -> PortLog {
@@ -338,7 +358,6 @@ impl Server {
             slots: self.slots.clone(),
             desk: self.desk.clone(),
             store: self.store.clone(),
-            refusals: Mutex::new(LogLimit::new(LINES_PER_SECOND)),
         });
         let most = usize::from(self.desk.places.count()) + WAITING;
         loop {
@@ -379,7 +398,6 @@ struct Reception {
     slots: Slots,
     desk: Arc<Desk>,
     store: Store,
-    refusals: Mutex<LogLimit>,
 }
 
 impl Reception {
@@ -417,7 +435,7 @@ impl Reception {
             Client::Stream(socket) => serve_stream(socket, self.bridge.clone(), config, stop).await,
         };
         if let Err(error) = served {
-            log::error!("port {name}: {error}");
+            self.desk.tell_failure(slot.number, &error);
         }
         // Free for the next guest only now that the TAP is gone.
         drop(slot);
@@ -428,14 +446,8 @@ impl Reception {
         if let Client::Memory(socket, _) = client {
             memory::turn_away(socket);
         }
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        match refusals.allows(Instant::now()) {
-            Lines::Say => log::warn!("a guest was turned away: {why}"),
-            Lines::Last => {
-                log::warn!("a guest was turned away: {why}; more of these are not told of");
-            }
-            Lines::Silent => {}
-        }
+        let text = format_args!("a guest was turned away: {why}");
+        self.desk.tell(log::Level::Warn, text);
     }
 }
 
@@ -462,8 +474,7 @@ async fn serve_memory(
         config: || desk.port_config(slot.number),
     };
     if let Err(error) = guest.serve(place, stop).await {
-        let name = desk.places.assign(slot.number).name;
-        log::error!("port {name}: {error}");
+        desk.tell_failure(slot.number, &error);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Limits of a guest, changed while it runs: nothing is lost by them.
 
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -263,5 +264,34 @@ fn a_guest_that_comes_and_goes_as_fast_as_it_can_fills_no_log() {
             "{lines} in {seconds} s:\n{log}"
         );
         assert!(log.contains("are left out"), "{log}");
+    });
+}
+
+#[test]
+fn clients_that_hang_up_before_they_have_a_port_fill_no_log() {
+    in_private_network(|| async {
+        let daemon = DaemonProcess::start(&[]);
+        let begin = Instant::now();
+        let address = address();
+        let name = address.to_string();
+        let name = SocketAddr::from_abstract_name(name.strip_prefix('@').unwrap()).unwrap();
+        // More than have a place at the same time, and more than one burst of them.
+        for _ in 0..5 {
+            for _ in 0..100 {
+                drop(UnixStream::connect_addr(&name).unwrap());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        daemon.until_logged("more of these are not told of");
+        daemon.until_states(&[]);
+        drop(Attachment::connect(&address, PATIENCE).unwrap());
+        daemon.until_states(&[]);
+        let seconds = begin.elapsed().as_secs() as usize + 1;
+        let log = daemon.log();
+        let lines = log
+            .lines()
+            .filter(|line| line.contains("host_bridge::server"));
+        let lines = lines.count();
+        assert!(lines <= 5 * (seconds + 1), "{lines} in {seconds} s:\n{log}");
     });
 }
