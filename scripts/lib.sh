@@ -34,6 +34,19 @@ note() {
     printf '      %s\n' "$*"
 }
 
+# check TEXT COMMAND...: one line of the report. The command may set DETAIL.
+check() {
+    local text=$1
+    shift
+    DETAIL='' OUT='' ERR=''
+    if "$@"; then
+        ok "$text${DETAIL:+: $DETAIL}"
+    else
+        fail "$text${DETAIL:+: $DETAIL}"
+        printf '%s\n' "$OUT" "$ERR" | tail -n 4 | grep . | sed 's/^/      | /'
+    fi
+}
+
 # Exit code 2: nothing was tested.
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2

@@ -125,19 +125,6 @@ starts_again() {
     inside 20 systemctl start host-bridge && until_true 10 guest_answers
 }
 
-# shellcheck disable=SC2034 # lib.sh's DETAIL, OUT and ERR
-check() {
-    local text=$1
-    shift
-    DETAIL=''
-    if "$@"; then
-        ok "$text${DETAIL:+: $DETAIL}"
-    else
-        fail "$text"
-        printf '%s\n' "$OUT" "$ERR" | tail -n 4 | grep . | sed 's/^/      | /'
-    fi
-}
-
 # shellcheck disable=SC2317 # called by the trap
 clean_up() {
     trap - EXIT

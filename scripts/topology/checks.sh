@@ -2,7 +2,7 @@
 #
 # What topologies check. Sourced by common.sh, whose `at`, `bounded`, `bridge` and
 # `tell` do the work. A check succeeds or fails, may set DETAIL, and leaves what
-# it saw in OUT and ERR; `check` prints the line.
+# it saw in OUT and ERR; lib.sh's `check` prints the line.
 
 # SHA-256 of the pattern that guests send, seed 0, made by another program.
 declare -A PATTERN_SHA256=(
@@ -10,19 +10,6 @@ declare -A PATTERN_SHA256=(
     [10000000]=688f5dc4e87a59431f9201e48f83eb3d7bc68c815a108292bfe76ba19af01390
     [100000000]=250f404dbeb86450579855234de9d3b3cb523ed6bd3325fd4cb13e3add7850d4
 )
-
-# check TEXT COMMAND...: one line of the report. The command may set DETAIL.
-check() {
-    local text=$1
-    shift
-    DETAIL='' OUT='' ERR=''
-    if "$@"; then
-        ok "$text${DETAIL:+: $DETAIL}"
-    else
-        fail "$text${DETAIL:+: $DETAIL}"
-        printf '%s\n' "$OUT" "$ERR" | tail -n 4 | grep . | sed 's/^/      | /'
-    fi
-}
 
 # url ADDRESS PORT PATH
 url() {
