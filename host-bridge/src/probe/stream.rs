@@ -19,6 +19,8 @@ pub(super) struct BoundedStream {
     doing: String,
     start: Instant,
     limit: Duration,
+    /// How long a read or write may take.
+    patience: Duration,
 }
 
 impl BoundedStream {
@@ -42,6 +44,7 @@ impl BoundedStream {
             doing,
             start,
             limit,
+            patience,
         })
     }
 
@@ -64,8 +67,13 @@ impl BoundedStream {
         Ok(())
     }
 
+    /// Says that all was said. What the kernel has of it still is delivered while the answer
+    /// is waited for, and nothing can be seen of that: only the whole time bounds it.
     pub(super) fn shutdown_write(&mut self) -> Result<(), ProbeError> {
+        let left = self.limit.saturating_sub(self.start.elapsed());
+        self.patience = left.max(Duration::from_millis(1));
         let done = self.stream.shutdown(Shutdown::Write);
+        let done = done.and_then(|()| self.stream.set_read_timeout(Some(self.patience)));
         self.bounded(done)
     }
 
@@ -87,8 +95,7 @@ impl BoundedStream {
     }
 
     fn bounded<T>(&self, result: std::io::Result<T>) -> Result<T, ProbeError> {
-        let waited = STALL.min(self.limit);
-        let value = result.map_err(|e| ProbeError::from_io(&self.doing, waited, e))?;
+        let value = result.map_err(|e| ProbeError::from_io(&self.doing, self.patience, e))?;
         if self.start.elapsed() > self.limit {
             return Err(ProbeError::Timeout {
                 doing: self.doing.clone(),
