@@ -1,7 +1,7 @@
 //! A bound on the lines that somebody else can make the daemon log.
 //!
-//! Whoever logs what a guest or a client caused asks here first. It has no clock
-//! and writes nothing itself.
+//! What a guest or a client causes is logged through here. Who it was is known to the
+//! caller.
 
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,13 +54,17 @@ impl LogLimit {
 
     /// Logs a line about somebody who comes and goes, or leaves it out.
     pub(crate) fn tell(&mut self, target: &str, level: log::Level, text: impl Display) {
-        match self.allows(Instant::now()) {
-            Lines::Say => log::log!(target: target, level, "{text}"),
-            Lines::Last => {
-                log::log!(target: target, level, "{text}; more of these are not told of");
-            }
-            Lines::Silent => {}
-        }
+        self.log(target, level, text, "; more of these are not told of");
+    }
+
+    /// Logs a line, with `rest` behind it if it is the last for now, or leaves it out.
+    fn log(&mut self, target: &str, level: log::Level, text: impl Display, rest: &str) {
+        let rest = match self.allows(Instant::now()) {
+            Lines::Say => "",
+            Lines::Last => rest,
+            Lines::Silent => return,
+        };
+        log::log!(target: target, level, "{text}{rest}");
     }
 }
 
@@ -88,15 +92,9 @@ impl PortLog {
     pub(crate) fn log(&self, level: log::Level, text: impl Display) {
         let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
         let name = &self.name;
-        match limit.allows(Instant::now()) {
-            Lines::Say => log::log!(target: TARGET, level, "port {name}: {text}"),
-            Lines::Last => log::log!(
-                target: TARGET,
-                level,
-                "port {name}: {text} (its further lines of this second are left out)"
-            ),
-            Lines::Silent => {}
-        }
+        let text = format_args!("port {name}: {text}");
+        let rest = " (its further lines of this second are left out)";
+        limit.log(TARGET, level, text, rest);
     }
 
     /// Something that is in order.

@@ -25,6 +25,12 @@ const fn link(what: &'static str, bytes: u64) -> Link {
     Link { what, bytes }
 }
 
+/// A guest for each link.
+fn guests(world: &World, links: &[Link]) -> Vec<Guest> {
+    let guest = |number| world.guest(&format!("guest{number}"));
+    (0..links.len()).map(guest).collect()
+}
+
 type Transfer<'s> = ScopedJoinHandle<'s, Result<BulkReport, ProbeError>>;
 
 /// Starts the four transfers of a link.
@@ -108,9 +114,7 @@ const CHANGES: [(u16, &str); 4] = [
 fn links_that_lose_repeat_reorder_corrupt_delay_and_choke_change_no_byte() {
     in_private_network(|| {
         let world = World::start("mtu = 9000");
-        let guests: Vec<Guest> = (0..INJECTED.len())
-            .map(|number| world.guest(&format!("guest{number}")))
-            .collect();
+        let guests = guests(&world, &INJECTED);
         let changing = world.guest("changing");
         let impair = |what: &str, seed: usize| format!("{what},seed={seed}").parse().unwrap();
         for (number, (guest, Link { what, .. })) in guests.iter().zip(&INJECTED).enumerate() {
@@ -200,9 +204,7 @@ const BY_KERNEL: [Link; 5] = [
 fn links_that_the_kernel_loses_polices_and_shapes_change_no_byte() {
     in_private_network(|| {
         let world = World::start("");
-        let guests: Vec<Guest> = (0..BY_KERNEL.len())
-            .map(|number| world.guest(&format!("guest{number}")))
-            .collect();
+        let guests = guests(&world, &BY_KERNEL);
         let mut rules = String::from("table inet bad {\n");
         for (hook, side) in [("input", "iifname"), ("output", "oifname")] {
             rules += &format!("chain {hook} {{ type filter hook {hook} priority 0;\n");

@@ -223,7 +223,7 @@ impl Flow {
         }
         if self.waiting.is_none() {
             // A peer that acknowledges a byte now and then would keep it for ever.
-            self.step = (unacknowledged / ORPHAN_STEPS).max(1);
+            self.step = unacknowledged.div_ceil(ORPHAN_STEPS).max(1);
         }
         let waiting = match self.waiting {
             Some((since, before)) if !progress => {
