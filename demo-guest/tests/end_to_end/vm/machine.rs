@@ -66,11 +66,12 @@ impl Processor {
 
     /// KVM, if it really executes the image: it must come to the point where it
     /// misses its network device. Where the plain image does not get there, the
-    /// one without SSE that VM_GUEST_NO_SSE_IMAGE names is tried: a KVM that
-    /// emulates every instruction knows no SSE. Says what it finds.
+    /// one for x86_64-unknown-none that VM_GUEST_FREESTANDING_IMAGE names is
+    /// tried: a KVM that emulates every instruction knows no SSE. Says what it
+    /// finds.
     pub(super) fn kvm() -> Option<Self> {
-        let no_sse = std::env::var_os("VM_GUEST_NO_SSE_IMAGE").map(PathBuf::from);
-        for image in [Some(image().into()), no_sse].into_iter().flatten() {
+        let freestanding = std::env::var_os("VM_GUEST_FREESTANDING_IMAGE").map(PathBuf::from);
+        for image in [Some(image().into()), freestanding].into_iter().flatten() {
             // The second for hosts that offer a register that cannot be set.
             for cpu in ["host", "host,-arch-capabilities"] {
                 let accelerator = "kvm";
