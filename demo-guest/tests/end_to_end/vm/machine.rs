@@ -131,6 +131,39 @@ impl Processor {
     }
 }
 
+/// A QEMU that was started, whatever it has come to. It dies with the test.
+pub(super) struct Starting {
+    helper: Helper,
+    monitor: ChildStdin,
+    serial: Serial,
+}
+
+impl Starting {
+    /// Starts one whose machine will call itself `name`.
+    pub(super) fn new(processor: &Processor, name: &str, command_line: &str) -> Self {
+        let serial = Serial::new();
+        let socket = SOCKET.trim_start_matches('@');
+        let mut command = processor.qemu();
+        command
+            .args(["-monitor", "stdio"])
+            .args(["-append", &format!("name={name} {command_line}")])
+            .arg("-chardev")
+            .arg(format!("socket,path={socket},abstract=on,id=net"))
+            .args(["-device", "ivshmem-doorbell,chardev=net,vectors=1"])
+            .arg("-serial")
+            .arg(format!("file:{}", serial.0.display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+        let mut helper = Helper::spawn(command).unwrap();
+        let monitor = helper.child_mut().stdin.take().unwrap();
+        Self {
+            helper,
+            monitor,
+            serial,
+        }
+    }
+}
+
 /// A virtual machine. It dies with the test.
 pub(super) struct Vm {
     pub(super) guest: Guest,
@@ -177,21 +210,11 @@ impl Vm {
         name: &str,
         command_line: &str,
     ) -> Self {
-        let serial = Serial::new();
-        let socket = SOCKET.trim_start_matches('@');
-        let mut command = processor.qemu();
-        command
-            .args(["-monitor", "stdio"])
-            .args(["-append", &format!("name={name} {command_line}")])
-            .arg("-chardev")
-            .arg(format!("socket,path={socket},abstract=on,id=net"))
-            .args(["-device", "ivshmem-doorbell,chardev=net,vectors=1"])
-            .arg("-serial")
-            .arg(format!("file:{}", serial.0.display()))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null());
-        let mut helper = Helper::spawn(command).unwrap();
-        let monitor = helper.child_mut().stdin.take().unwrap();
+        let Starting {
+            helper,
+            monitor,
+            serial,
+        } = Starting::new(processor, name, command_line);
         Self {
             guest: world.attached(name, helper),
             monitor,

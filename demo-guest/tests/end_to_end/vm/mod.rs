@@ -4,5 +4,6 @@
 mod kvm;
 mod machine;
 mod many;
+mod moments;
 mod restarts;
 mod whole;

@@ -11,8 +11,8 @@ use super::machine::{Vm, qemu_is_there};
 use crate::common::{BULK, BULK_PATIENCE, PATIENCE, World, answers, in_private_network, until};
 
 /// Bytes that no transfer gets through before its machine is reset.
-const ENDLESS: u64 = 100_000_000_000;
-const CONFIGURED: &str = "configured: MTU";
+pub(super) const ENDLESS: u64 = 100_000_000_000;
+pub(super) const CONFIGURED: &str = "configured: MTU";
 
 #[test]
 fn a_machine_that_is_reset_attaches_again_to_the_same_memory() {
