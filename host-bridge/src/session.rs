@@ -193,6 +193,16 @@ impl Session {
         self.control.poll_transmit()
     }
 
+    /// Whether the guest has an update to answer.
+    pub(crate) fn awaits_answer(&self) -> bool {
+        self.control.under_way().is_some()
+    }
+
+    /// Says an unanswered update once more.
+    pub(crate) fn repeat_update(&mut self) {
+        self.control.repeat_update();
+    }
+
     pub(crate) fn transmitted(&mut self) {
         self.control.transmitted();
     }

@@ -1,12 +1,13 @@
 //! Guests at serial lines: the host has a terminal, the guest its other end.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use host_bridge::bridge::Bridge;
-use host_bridge::port::{PortEnd, PortState};
+use host_bridge::port::{PortChange, PortEnd, PortState};
 use host_bridge::server::Server;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -14,7 +15,7 @@ use shm_link::fault::PeerFault;
 use shm_link::link::Link;
 use shm_link::stream::{Framing, MAX_NOISE_LEN};
 
-use crate::common::{address, guest, in_private_network, plan, policy, until};
+use crate::common::{PATIENCE, address, guest, in_private_network, plan, policy, until};
 use crate::guest::StreamGuest;
 use crate::sockets::config;
 
@@ -84,6 +85,51 @@ fn a_guest_at_a_serial_line_survives_damage_and_a_new_host() {
         })
         .await;
         assert_eq!(port.ended().await, PortEnd::Closed);
+    });
+}
+
+#[test]
+fn a_change_that_a_line_loses_is_said_again() {
+    in_private_network(|| async {
+        let bridge = Bridge::new().unwrap();
+        let (master, device) = line();
+        let attached = bridge.attach_stream(open(&device), Framing::Serial, config(0));
+        let port = attached.await.unwrap();
+        let handle = port.handle();
+        let mut at_line = guest(move || StreamGuest::attach(master, Framing::Serial)).await;
+        let change = PortChange {
+            mtu: Some(1400),
+            ..PortChange::default()
+        };
+        let changed = tokio::spawn(async move { handle.change(change).await });
+        // Kept until the change is answered: a line that hangs up ends the port.
+        let at_line = guest(move || {
+            // The line loses everything up to the new MTU in the message.
+            let mut lost = Vec::new();
+            let deadline = Instant::now() + PATIENCE;
+            while !lost.windows(2).any(|bytes| bytes == 1400_u16.to_le_bytes()) {
+                at_line.sleep(deadline);
+                let mut some = [0; 64];
+                let len = rustix::io::read(at_line.fd.as_fd(), &mut some).unwrap_or(0);
+                lost.extend_from_slice(&some[..len]);
+            }
+            while at_line.changes.is_empty() {
+                if at_line.try_receive().expect("control").is_none() && at_line.changes.is_empty() {
+                    at_line.sleep(deadline);
+                }
+            }
+            assert_eq!(at_line.changes[0].mtu, 1400);
+            // The answer leaves.
+            while at_line.link.wants_write() {
+                at_line.sleep(deadline);
+                at_line.control_step().expect("control");
+            }
+            at_line
+        })
+        .await;
+        changed.await.unwrap().unwrap();
+        drop(at_line);
+        port.close().await;
     });
 }
 

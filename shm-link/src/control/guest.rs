@@ -9,7 +9,7 @@
 //! | accept, own session | ask: Configuring | – | – | – | – | – | – |
 //! | refuse, own session | event: Refused | – | – | – | – | – | – |
 //! | hello, broken handshake | fault | fault | fault | fault | fault | fault | fault |
-//! | update | – | – | error NoSession | error NoSession | event (or error Busy, Invalid) | error Leaving | – |
+//! | update | – | – | error NoSession | error NoSession | event (or error Busy, Invalid; – if repeated) | error Leaving | – |
 //! | ping | – | – | pong | pong | pong | pong | – |
 //! | unknown request | – | – | error | error | error | error | – |
 //! | broken request | – | – | error | error | error | error | – |
@@ -463,6 +463,10 @@ impl GuestControl {
                 agreement,
                 update: None,
             } => agreement,
+            // The host's patience ended: the answer follows.
+            State::Running {
+                update: Some(open), ..
+            } if open.id == id => return None,
             State::Running {
                 update: Some(_), ..
             } => {

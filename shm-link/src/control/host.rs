@@ -339,6 +339,27 @@ impl HostControl {
         Ok(self.offer.config.serial)
     }
 
+    /// Queues the update that waits for its answer once more, as the same request:
+    /// for a link that may have lost it, or the answer. A guest that works on it
+    /// ignores the repetition, one that is done applies it again. `false`: there is
+    /// none, or older messages have not left yet.
+    pub fn repeat_update(&mut self) -> bool {
+        let State::Running {
+            update: Some(open), ..
+        } = &self.state
+        else {
+            return false;
+        };
+        if self.outbox.front().is_some() {
+            return false;
+        }
+        let message = Message {
+            id: open.id,
+            body: FromHost::Update(open.config.clone()),
+        };
+        self.outbox.push(0, |buf| message.encode(buf)).is_ok()
+    }
+
     /// Asks whether the guest's machine is there. The answer is
     /// [`HostEvent::Pong`].
     ///

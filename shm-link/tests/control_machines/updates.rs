@@ -111,3 +111,52 @@ fn a_guest_whose_mtu_is_too_small_is_told_so() {
     pair.run();
     assert_eq!(pair.host_events[1..], ["report Error: no network"]);
 }
+
+#[test]
+fn an_update_that_was_lost_or_whose_answer_was_lost_is_said_again() {
+    let mut pair = Pair::running();
+    assert!(!pair.host.repeat_update(), "there is none");
+    pair.update(|c| c.mtu = 1501);
+    assert!(!pair.host.repeat_update(), "it was not said yet");
+    pair.host_sends();
+    pair.to_guest.clear();
+    pair.run();
+    assert!(pair.guest_events.is_empty());
+
+    assert!(pair.host.repeat_update());
+    assert!(!pair.host.repeat_update(), "it is queued already");
+    pair.host_sends();
+    pair.guest_receives();
+    pair.guest_sends();
+    pair.to_host.clear();
+    assert_eq!(pair.guest_events, ["changed 1 mtu 1501"]);
+    assert!(pair.host_events.is_empty());
+
+    // A newer one waits behind it.
+    pair.update(|c| c.mtu = 1502);
+    assert!(pair.host.repeat_update());
+    pair.run();
+    assert_eq!(
+        pair.guest_events[1..],
+        ["changed 1 mtu 1501", "changed 2 mtu 1502"]
+    );
+    assert_eq!(pair.host_events, ["acknowledged 1", "acknowledged 2"]);
+}
+
+#[test]
+fn a_guest_that_works_on_an_update_ignores_its_repetition() {
+    let mut pair = Pair::running();
+    pair.obliging = false;
+    pair.update(|c| c.mtu = 1501);
+    pair.run();
+    for _ in 0..3 {
+        assert!(pair.host.repeat_update());
+        pair.run();
+    }
+    assert_eq!(pair.guest_events, ["changed 1 mtu 1501"]);
+    assert!(pair.host_events.is_empty());
+    assert!(pair.guest.applied(1));
+    pair.run();
+    assert_eq!(pair.host_events, ["acknowledged 1"]);
+    assert!(!pair.host.repeat_update());
+}
