@@ -26,7 +26,7 @@ at_least=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/vm-guest/Cargo.toml")
 # Sets how, cargo, rustc and standard.
 choose() {
     cargo=cargo rustc=rustc standard=()
-    if command -v cargo rustc >/dev/null; then
+    if command -v cargo >/dev/null && command -v rustc >/dev/null; then
         if [ -d "$(rustc --print target-libdir --target $triple)" ]; then
             how="the installed target"
             return

@@ -67,9 +67,8 @@ cargo build --locked --release --manifest-path vm-guest/Cargo.toml --target-dir 
 step "virtual machine image for x86_64-unknown-none"
 if [ "${REQUIRE_PRIVILEGED:-}" = 1 ] && ! scripts/freestanding-image.sh --check >/dev/null 2>&1; then
     # A second compiler: nothing to install on a user's machine unasked.
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-        rustc-web cargo-web rust-web-src >/dev/null || true
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+        --no-install-recommends rustc-web cargo-web rust-web-src >/dev/null; } || true
 fi
 if scripts/freestanding-image.sh --check; then
     VM_GUEST_FREESTANDING_IMAGE=$(scripts/freestanding-image.sh)

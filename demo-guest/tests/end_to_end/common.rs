@@ -213,6 +213,13 @@ impl World {
         ports.find(|port| port.guest == name && port.state == PortState::Running)
     }
 
+    /// Bytes that came from the kernel for that guest so far; none while it is not
+    /// configured.
+    pub(crate) fn taken(&self, name: &str) -> u64 {
+        let port = self.running(name);
+        port.map_or(0, |port| port.counters.host_to_guest.bytes_in)
+    }
+
     /// Whether every frame of every port is accounted for. A frame that is
     /// under way at the moment is not.
     pub(crate) fn ledgers_add_up(&self) -> bool {

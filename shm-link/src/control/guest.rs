@@ -71,7 +71,8 @@ pub enum GuestEvent<'m> {
     /// held before; it needs no acknowledgement.
     Configured(NetworkConfig),
     /// The configuration changes. Apply it and call [`GuestControl::applied`] or
-    /// [`GuestControl::not_applied`] with its serial.
+    /// [`GuestControl::not_applied`] with its serial. The same one may come again,
+    /// when its answer was lost.
     Changed(NetworkConfig),
     /// The host speaks no version that the guest speaks.
     Refused(Refusal),

@@ -12,12 +12,6 @@ use crate::common::{
     BULK, BULK_PATIENCE, Guest, World, answers, in_private_network, stands_still, until,
 };
 
-/// What a guest has taken from the host so far.
-fn taken(world: &World, name: &str) -> u64 {
-    let port = world.running(name);
-    port.map_or(0, |port| port.counters.host_to_guest.bytes_in)
-}
-
 fn pid(guest: &mut Guest) -> Pid {
     Pid::from_raw(guest.pid().cast_signed()).unwrap()
 }
@@ -63,17 +57,16 @@ fn a_machine_that_is_stopped_and_one_that_is_killed_stall_no_neighbour() {
         let mut stopped = Vm::boot(&world, "stopped", "");
         let killed = Vm::boot(&world, "killed", "");
         let process = world.guest("process");
-        let sink = stopped.guest.v4(SINK_PORT);
-        let to_stopped = std::thread::spawn(move || bulk_send(sink, BULK, 1, BULK_PATIENCE));
         let (sink, source) = (killed.guest.v6(SINK_PORT), killed.guest.v4(SOURCE_PORT));
         let to_killed = std::thread::spawn(move || bulk_send(sink, ENDLESS, 2, BULK_PATIENCE));
         let from_killed =
             std::thread::spawn(move || bulk_receive(source, ENDLESS, 3, BULK_PATIENCE));
-        for name in ["stopped", "killed"] {
-            until("a transfer", || taken(&world, name) > 1_000_000);
-        }
-
+        until("a transfer", || world.taken("killed") > 1_000_000);
+        // The last to begin: it must not be through before its machine stops.
         let qemu = pid(&mut stopped.guest);
+        let sink = stopped.guest.v4(SINK_PORT);
+        let to_stopped = std::thread::spawn(move || bulk_send(sink, 2 * BULK, 1, BULK_PATIENCE));
+        until("a transfer", || world.taken("stopped") > 1_000_000);
         kill_process(qemu, Signal::STOP).unwrap();
         until("a QEMU that stands still", || stands_still(qemu));
         // Full rings in both directions, and nobody behind them.
@@ -117,10 +110,8 @@ fn a_machine_that_is_reset_while_its_daemon_is_replaced_comes_back() {
             let sink = vm.guest.v4(SINK_PORT);
             let transfer = std::thread::spawn(move || bulk_send(sink, ENDLESS, 1, BULK_PATIENCE));
             // The next daemon's counters may begin anew.
-            let before = taken(&world, "both");
-            until("the transfer", || {
-                taken(&world, "both") > before + 1_000_000
-            });
+            let before = world.taken("both");
+            until("the transfer", || world.taken("both") > before + 1_000_000);
             // The machine boots for some 300 ms; the daemon ends before, in and
             // after that.
             let boots = vm.said().matches(CONFIGURED).count();

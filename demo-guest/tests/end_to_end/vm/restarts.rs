@@ -29,14 +29,10 @@ fn a_machine_that_is_reset_attaches_again_to_the_same_memory() {
             old.read_exact(&mut [0; 6]).unwrap();
             // In the middle of a transfer, so that both rings are in use.
             let sink = vm.guest.v4(SINK_PORT);
-            let bytes_in = || {
-                let port = world.running("again").unwrap();
-                port.counters.host_to_guest.bytes_in
-            };
             // The port's counters go on over a reset.
-            let before = bytes_in();
+            let before = world.taken("again");
             let transfer = std::thread::spawn(move || bulk_send(sink, ENDLESS, 1, BULK_PATIENCE));
-            until("the transfer", || bytes_in() > before + 1_000_000);
+            until("the transfer", || world.taken("again") > before + 1_000_000);
             vm.monitor("system_reset");
             vm.until_said(CONFIGURED, boots);
             until("an answer", || answers(vm.guest.addresses[0]));
@@ -100,12 +96,8 @@ fn a_machine_goes_on_when_its_daemon_is_killed_and_replaced() {
         for round in 0..4 {
             let sink = vm.guest.v4(SINK_PORT);
             let transfer = std::thread::spawn(move || bulk_send(sink, BULK, 2, BULK_PATIENCE));
-            let bytes_in = || {
-                let port = world.running("kept");
-                port.map_or(0, |port| port.counters.host_to_guest.bytes_in)
-            };
-            let before = bytes_in();
-            until("the transfer", || bytes_in() > before + 1_000_000);
+            let before = world.taken("kept");
+            until("the transfer", || world.taken("kept") > before + 1_000_000);
             if round % 2 == 0 {
                 world.kill_worker(Signal::KILL);
             } else {
