@@ -59,6 +59,9 @@ pub(crate) fn host(bytes: &[u8]) {
                     host.transmitted();
                 }
             }
+            3 => {
+                let _ = host.repeat_update();
+            }
             _ => {
                 let len = input.word().into();
                 if host.wants_input() && host.handle_message(input.bytes(len)).is_err() {

@@ -175,7 +175,11 @@ pub(crate) fn stack(bytes: &[u8]) {
     net.slaac = switches & 1 != 0;
     net.dhcp = switches & 2 != 0;
     let mut now = Instant::ZERO;
-    let config = StackConfig::new([7, 11]);
+    let mut config = StackConfig::new([7, 11]);
+    if switches & 4 != 0 {
+        // A place for one record: further SYNs are answered with cookies.
+        config.limits.half_open = 1;
+    }
     let mut stack = Stack::new(link, config, net, now).expect("a good configuration");
     let options = TcpOptions::default();
     let listener = stack

@@ -4,16 +4,17 @@
 //! addresses and the name of its port, so a guest that comes back to an
 //! otherwise unchanged daemon is the same machine to its neighbours.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shm_link::control::{NetworkConfig, Prefixed};
 use thiserror::Error;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// How guests are connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -236,10 +237,28 @@ impl fmt::Display for Plan {
     }
 }
 
+/// Who has a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    /// A guest.
+    Guest,
+    /// Nobody any more, but it is not cleared yet.
+    Gone,
+}
+
+/// How long somebody waits for a slot.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// For one that a guest holds: it may be gone, and its end not noticed yet.
+    pub(crate) held: Duration,
+    /// For one whose guest is gone.
+    pub(crate) clearing: Duration,
+}
+
 /// The slots of a plan.
 #[derive(Debug, Clone)]
 pub struct Slots {
-    taken: Arc<Mutex<BTreeSet<u16>>>,
+    taken: Arc<Mutex<BTreeMap<u16, Holder>>>,
     freed: Arc<Notify>,
     count: u16,
 }
@@ -254,13 +273,25 @@ impl Slots {
         }
     }
 
+    fn taken(&self) -> MutexGuard<'_, BTreeMap<u16, Holder>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes this slot, if it is there and free.
     pub(crate) fn take_this(&self, number: u16) -> Option<Slot> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        (number < self.count && taken.insert(number)).then(|| Slot {
-            number,
-            slots: self.clone(),
-        })
+        if number >= self.count {
+            return None;
+        }
+        match self.taken().entry(number) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(free) => {
+                free.insert(Holder::Guest);
+                Some(Slot {
+                    number,
+                    slots: self.clone(),
+                })
+            }
+        }
     }
 
     /// Takes this slot if it becomes free in time; else, or without a wish, the lowest
@@ -271,11 +302,10 @@ impl Slots {
     pub(crate) async fn wait(
         &self,
         wish: Option<u16>,
-        patience: Duration,
+        patience: Patience,
     ) -> Result<Slot, PlanError> {
         let wish = wish.filter(|&number| number < self.count);
-        let patience = tokio::time::sleep(patience);
-        tokio::pin!(patience);
+        let start = Instant::now();
         loop {
             // Before the look, so that nothing is missed after it.
             let mut freed = std::pin::pin!(self.freed.notified());
@@ -287,10 +317,26 @@ impl Slots {
             if let Some(slot) = found {
                 return Ok(slot);
             }
+            let until = match self.is_clearing(wish) {
+                true => start + patience.clearing,
+                false => start + patience.held,
+            };
+            if Instant::now() >= until {
+                return self.take();
+            }
             tokio::select! {
                 () = freed => {}
-                () = &mut patience => return self.take(),
+                () = tokio::time::sleep_until(until) => {}
             }
+        }
+    }
+
+    /// Whether this slot is about to become free, or any without a wish.
+    fn is_clearing(&self, wish: Option<u16>) -> bool {
+        let taken = self.taken();
+        match wish {
+            Some(number) => taken.get(&number) == Some(&Holder::Gone),
+            None => taken.values().any(|holder| *holder == Holder::Gone),
         }
     }
 
@@ -299,11 +345,11 @@ impl Slots {
     /// # Errors
     /// [`PlanError::Full`].
     pub fn take(&self) -> Result<Slot, PlanError> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.taken();
         let number = (0..self.count)
-            .find(|n| !taken.contains(n))
+            .find(|n| !taken.contains_key(n))
             .ok_or(PlanError::Full(self.count))?;
-        taken.insert(number);
+        taken.insert(number, Holder::Guest);
         Ok(Slot {
             number,
             slots: self.clone(),
@@ -319,19 +365,24 @@ pub struct Slot {
     slots: Slots,
 }
 
+impl Slot {
+    /// Its guest is gone: whoever waits has more patience from now on.
+    pub(crate) fn vacate(&self) {
+        self.slots.taken().insert(self.number, Holder::Gone);
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.slots
-            .taken
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.number);
+        self.slots.taken().remove(&self.number);
         self.slots.freed.notify_waiters();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn plan(topology: Topology) -> Plan {
@@ -434,13 +485,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_wish_is_waited_for_and_given_up_in_time() {
-        let (slots, patience) = (Slots::new(3), Duration::from_millis(100));
+        let (slots, time) = (Slots::new(3), Duration::from_millis(100));
+        let patience = Patience {
+            held: time,
+            clearing: time,
+        };
         let zero = slots.wait(Some(0), patience).await.unwrap();
         let two = slots.wait(Some(2), patience).await.unwrap();
         assert_eq!((zero.number, two.number), (0, 2));
         // One that is freed meanwhile.
         let later = tokio::spawn(async move {
-            tokio::time::sleep(patience / 2).await;
+            tokio::time::sleep(time / 2).await;
             drop(two);
         });
         let two = slots.wait(Some(2), patience).await.unwrap();
@@ -452,5 +507,30 @@ mod tests {
         assert!(slots.wait(Some(7), patience).await.is_err());
         drop(zero);
         assert_eq!(slots.wait(Some(7), patience).await.unwrap().number, 0);
+    }
+
+    #[tokio::test]
+    async fn a_slot_whose_guest_is_gone_is_waited_for_longer_than_one_that_is_held() {
+        let slots = Slots::new(2);
+        let patience = Patience {
+            held: Duration::from_millis(100),
+            clearing: Duration::from_secs(60),
+        };
+        let (zero, one) = (slots.take().unwrap(), slots.take().unwrap());
+        assert!(slots.wait(None, patience).await.is_err());
+        // Its end is noticed while somebody waits, and it takes a while to clear it.
+        let later = tokio::spawn(async move {
+            tokio::time::sleep(patience.held / 2).await;
+            one.vacate();
+            tokio::time::sleep(patience.held * 2).await;
+            drop(one);
+        });
+        assert_eq!(slots.wait(None, patience).await.unwrap().number, 1);
+        later.await.unwrap();
+        // The other one being cleared is nothing to who wishes for this one.
+        let one = slots.take().unwrap();
+        one.vacate();
+        assert!(slots.wait(Some(0), patience).await.is_err());
+        drop(zero);
     }
 }

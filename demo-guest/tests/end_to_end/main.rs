@@ -16,6 +16,7 @@ mod iperf3;
 mod keeping;
 mod outages;
 mod services;
+mod shortage;
 mod storms;
 mod streams;
 mod vm;

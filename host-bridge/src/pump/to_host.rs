@@ -258,3 +258,132 @@ fn copy_frame(head: &[u8], record: &Record) -> Vec<u8> {
     }
     bytes
 }
+
+#[cfg(all(test, feature = "simulation"))]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use shm_link::link::{FrameTx, Link};
+    use shm_link::linux::memory::SharedMemory;
+    use shm_link::offload::OffloadHeader;
+    use shm_link::region::Region;
+    use shm_link::shm::{HostEnd, ShmLink};
+    use shm_link::superblock::Layout;
+
+    use super::*;
+    use crate::counters::PortCounters;
+    use crate::filter::{Filter, FilterConfig};
+    use crate::impair::ImpairConfig;
+    use crate::limit::Limits;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const FORGED: u8 = 0xee;
+
+    /// A kernel that is slow: before it has read a frame, the guest has written over all
+    /// frames that are in its ring.
+    struct Slow {
+        frames: Region,
+        seen: Mutex<Vec<Vec<u8>>>,
+    }
+
+    impl Wire for Slow {
+        fn now(&self) -> Instant {
+            Instant::now()
+        }
+
+        fn completes(&self) -> bool {
+            true
+        }
+
+        unsafe fn read(
+            &self,
+            _start: *mut u8,
+            _len: usize,
+        ) -> io::Result<Option<(usize, OffloadHeader)>> {
+            Ok(None)
+        }
+
+        unsafe fn write(&self, _: OffloadHeader, parts: [RawSlice; 2]) -> io::Result<()> {
+            let all = vec![FORGED; self.frames.len()];
+            self.frames.copy_in(0, &all).unwrap();
+            let mut frame = Vec::new();
+            for (start, len) in parts.map(RawSlice::parts) {
+                for i in 0..len {
+                    // SAFETY: the part has `len` readable bytes, which the caller
+                    // promises; nobody writes them now.
+                    frame.push(unsafe { start.add(i).read_volatile() });
+                }
+            }
+            self.seen.lock().unwrap().push(frame);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_changed_after_it_was_judged_leaves_as_it_was_judged() {
+        let memory = SharedMemory::create("judged", 1 << 20).unwrap();
+        let region = memory.region();
+        let layout = Layout::fitting(region.len()).unwrap();
+        let host = HostEnd::resume(&region, &layout).unwrap();
+        layout.publish(&region).unwrap();
+        // SAFETY: the region is mapped as long as `memory`, and no other guest uses it.
+        let mut guest = unsafe { ShmLink::attach(region.clone(), || ()) }.unwrap();
+
+        // 20 bytes of IPv4 header that are good enough for the filter, then a body of ones.
+        let frame = |len: usize| {
+            let mut frame = vec![1; len];
+            frame[6..12].copy_from_slice(&MAC);
+            frame[12..14].copy_from_slice(&[8, 0]);
+            let total = (len - 14) as u16;
+            frame[14..34].fill(0);
+            frame[14] = 0x45;
+            frame[16..18].copy_from_slice(&total.to_be_bytes());
+            (frame[22], frame[23]) = (64, 253);
+            frame[26..30].copy_from_slice(&[10, 0, 0, 1]);
+            frame
+        };
+        let policy = Arc::new(Policy {
+            filter: Filter::new(FilterConfig::default(), MAC, &[[10, 0, 0, 1].into()]),
+            ready: true,
+            carrier: true,
+            mtu: 1500,
+            offloads_to_host: shm_link::offload::Offloads::NONE,
+            offloads_to_guest: shm_link::offload::Offloads::NONE,
+            limits: Limits::default(),
+            impair_to_host: ImpairConfig::default(),
+            impair_to_guest: ImpairConfig::default(),
+            stop: None,
+        });
+        let (_policies, watch) = tokio::sync::watch::channel(policy.clone());
+        let ring = layout.frames.to_host;
+        let body = shm_link::ring::RING_HEADER_LEN;
+        let shared = PumpShared {
+            tap: Arc::new(Slow {
+                frames: region.part(ring.offset + body, ring.capacity).unwrap(),
+                seen: Mutex::default(),
+            }),
+            counters: Arc::new(PortCounters::default()),
+            policy: watch,
+        };
+        let bell = GuestBell::calling(Arc::new(|| ()));
+        let mut pump = ToHost::new(host.frames_rx, bell, shared.clone());
+
+        for len in [60, HEAD_LEN - 1, HEAD_LEN, HEAD_LEN + 1, 1514] {
+            let frame = frame(len);
+            let (_, tx) = guest.split();
+            let room = tx.reserve(len).unwrap().unwrap();
+            room[..len].copy_from_slice(&frame);
+            tx.commit(len, OffloadHeader::NONE);
+            tx.flush();
+            let _ = pump.turn(&policy).unwrap();
+            let seen = std::mem::take(&mut *shared.tap.seen.lock().unwrap());
+            let judged = len.min(HEAD_LEN);
+            assert_eq!(seen.len(), 1, "{:?}", shared.counters.snapshot());
+            assert_eq!(seen[0].len(), len);
+            assert_eq!(seen[0][..judged], frame[..judged], "{len} bytes");
+            // What nobody judged is the guest's to change.
+            assert!(seen[0][judged..].iter().all(|byte| *byte == FORGED));
+        }
+    }
+}

@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use crate::bridge::Bridge;
 use crate::error::BridgeError;
 use crate::log_limit::PortLog;
+use crate::plan::Slot;
 use crate::port::{LOG_LINES_PER_SECOND, PortConfig, PortEnd};
 
 /// How long a serial line rests after its port has ended, or could not be made.
@@ -45,7 +46,7 @@ pub(super) fn say_once(said: &mut String, text: &str) {
 pub(super) async fn serve_stream(
     socket: UnixStream,
     bridge: Bridge,
-    config: PortConfig,
+    (config, slot): (PortConfig, &Slot),
     stop: impl Future<Output = ()>,
 ) -> Result<(), BridgeError> {
     let log = log_of(&config);
@@ -63,6 +64,7 @@ pub(super) async fn serve_stream(
         },
         () = stop => log.info("the guest is detached, the bridge ends"),
     }
+    slot.vacate();
     port.close().await;
     Ok(())
 }

@@ -166,6 +166,7 @@ impl MemoryGuest {
             let attached = self.parts.attach(place.bridge, config).await;
             let port = attached.inspect_err(|_| turn_away(&self.socket))?;
             if let Err(error) = self.introduce(&place, &names, &port).await {
+                place.slot.vacate();
                 port.close().await;
                 self.forget(place.store, &names).await;
                 return Err(error);
@@ -226,14 +227,21 @@ impl MemoryGuest {
                 ending = gone.as_mut() => {
                     match ending {
                         Ending::Left => port.leave().await,
-                        Ending::Over => port.close().await,
+                        Ending::Over => {
+                            place.slot.vacate();
+                            port.close().await;
+                        }
                     }
                     return ending;
                 }
                 end = port.ended() => end,
             };
+            let over = !matches!(end, PortEnd::Tap(_));
+            if over {
+                place.slot.vacate();
+            }
             port.close().await;
-            if !matches!(end, PortEnd::Tap(_)) {
+            if over {
                 log.warn(&end);
                 return Ending::Over;
             }

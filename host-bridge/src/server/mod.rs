@@ -41,7 +41,7 @@ use crate::filter::FilterConfig;
 use crate::impair::ImpairConfig;
 use crate::limit::Limits;
 use crate::log_limit::{LogLimit, PortLog};
-use crate::plan::{Assignment, Plan, Slot, Slots};
+use crate::plan::{Assignment, Patience, Plan, Slot, Slots};
 use crate::port::{LOG_LINES_PER_SECOND, PortConfig};
 use crate::store::{Names, Store};
 use crate::tap::TapSource;
@@ -49,9 +49,12 @@ use crate::tap::TapSource;
 /// Lines per second about those who are turned away.
 const LINES_PER_SECOND: u32 = 5;
 /// How long a guest waits for a slot, or for the one that it had before: who is gone
-/// leaves its place when its TAP is gone as well, which takes the kernel some
-/// milliseconds.
-const SLOT_PATIENCE: Duration = Duration::from_millis(200);
+/// leaves its place when its TAP is gone as well. That takes the kernel some milliseconds,
+/// and seconds where many network namespaces go at the same time.
+const PATIENCE: Patience = Patience {
+    held: Duration::from_millis(200),
+    clearing: Duration::from_secs(10),
+};
 /// How many may wait beside those who have a slot.
 const WAITING: usize = 64;
 
@@ -407,7 +410,7 @@ impl Reception {
             Client::Memory(_, before) => before,
             Client::Stream(_) => None,
         };
-        let slot = match self.slots.wait(before, SLOT_PATIENCE).await {
+        let slot = match self.slots.wait(before, PATIENCE).await {
             Ok(slot) => slot,
             Err(full) => return self.refuse(&client, &full.to_string()),
         };
@@ -432,7 +435,10 @@ impl Reception {
                     Err(error) => Err(error),
                 }
             }
-            Client::Stream(socket) => serve_stream(socket, self.bridge.clone(), config, stop).await,
+            Client::Stream(socket) => {
+                let bridge = self.bridge.clone();
+                serve_stream(socket, bridge, (config, &slot), stop).await
+            }
         };
         if let Err(error) = served {
             self.desk.tell_failure(slot.number, &error);

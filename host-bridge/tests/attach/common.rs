@@ -57,6 +57,11 @@ pub(crate) fn in_private_network_within<F>(
         eprintln!("skipped: needs CAP_NET_ADMIN and /dev/net/tun");
         return;
     }
+    // What the bridge said is shown when a test fails.
+    let _ = env_logger::builder()
+        .is_test(true)
+        .filter_level(log::LevelFilter::Info)
+        .try_init();
     let thread = std::thread::spawn(move || {
         // SAFETY: only this thread's network namespace changes, nothing that
         // other threads of the process rely on.
