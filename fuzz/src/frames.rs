@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use etherparse::PacketBuilder;
+use etherparse::{Icmpv4Type, PacketBuilder, icmpv4};
+use guest_stack::classify::ETHERNET_LEN;
 use guest_stack::config::{NetConfig, StackConfig};
 use guest_stack::stack::Stack;
 use guest_stack::tcp::options::TcpOptions;
@@ -187,12 +188,24 @@ pub(crate) fn stack(bytes: &[u8]) {
         .tcp_listen(80, 8, options)
         .expect("a free port");
     stack.sockets().udp_bind(7).expect("a free port");
+    // The peer is known, so what the stack has to say reaches it.
+    let arp = [
+        &MAC[..],
+        &PEER_MAC,
+        &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1],
+        &PEER_MAC,
+        &PEER_V4,
+        &[0; 6],
+        &V4,
+    ];
+    let arp = (OffloadHeader::NONE, arp.concat());
+    cable.borrow_mut().to_stack.push_back(arp);
     settle(&mut stack, now);
     // What our side last acknowledged, so that segments can be in order.
     let (mut seq, mut ack) = (1000u32, 0u32);
-    let mut stream = None;
+    let (mut stream, mut last) = (None, Vec::new());
     while !input.is_empty() {
-        let frame = match input.byte() % 8 {
+        let frame = match input.byte() % 9 {
             0 | 1 => {
                 let len = usize::from(input.word()) % 1600;
                 input.bytes(len).to_vec()
@@ -224,6 +237,7 @@ pub(crate) fn stack(bytes: &[u8]) {
                     .expect("a vector");
                 damage(&mut input, frame)
             }
+            7 => too_big(&mut input, &last),
             _ => {
                 now += Duration::from_millis(u64::from(input.word()));
                 Vec::new()
@@ -239,12 +253,16 @@ pub(crate) fn stack(bytes: &[u8]) {
             if sent.len() >= 54 && sent[12..14] == [8, 0] && sent[23] == 6 {
                 let at = u32::from_be_bytes([sent[38], sent[39], sent[40], sent[41]]);
                 ack = at.wrapping_add(u32::from(sent[47] & 2 != 0));
+                last = sent;
             }
         }
         stream = stream.or(stack.sockets().tcp_accept(listener).ok());
         if let Some((stream, _)) = &stream {
             let mut buf = [0; 64];
-            let _ = stack.sockets().tcp_recv(*stream, &mut buf);
+            if let Ok(len) = stack.sockets().tcp_recv(*stream, &mut buf) {
+                // Much for little, so that segments are long.
+                let _ = stack.sockets().tcp_send(*stream, &buf.repeat(len));
+            }
         }
     }
     for _ in 0..20 {
@@ -319,6 +337,22 @@ fn segment(input: &mut Input<'_>, seq: &mut u32, ack: u32) -> Vec<u8> {
     let mut frame = Vec::new();
     builder.write(&mut frame, &body).expect("a vector");
     advance(seq, number, flags, body.len());
+    damage(input, frame)
+}
+
+/// A router's word that the segment sent last was too long for it.
+fn too_big(input: &mut Input<'_>, last: &[u8]) -> Vec<u8> {
+    let mut quoted = last.get(ETHERNET_LEN..).unwrap_or_default().to_vec();
+    quoted.truncate(usize::from(input.byte()));
+    let needed = icmpv4::DestUnreachableHeader::FragmentationNeeded {
+        next_hop_mtu: input.word(),
+    };
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(PEER_MAC, MAC)
+        .ipv4(PEER_V4, V4, 64)
+        .icmpv4(Icmpv4Type::DestinationUnreachable(needed))
+        .write(&mut frame, &quoted)
+        .expect("a vector");
     damage(input, frame)
 }
 

@@ -126,7 +126,7 @@ impl TcpHeader {
 }
 
 /// A big-endian `u16` at `at`, if it is there.
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     let field = bytes.get(at..at + 2)?;
     Some(u16::from_be_bytes(field.try_into().ok()?))
 }

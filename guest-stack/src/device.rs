@@ -11,7 +11,7 @@ use core::num::NonZeroUsize;
 
 use shm_link::fault::LinkError;
 use shm_link::link::{FrameTx, MAX_FRAME_LEN};
-use shm_link::offload::{FLAG_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, OffloadHeader, Offloads};
+use shm_link::offload::{FLAG_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_TCPV6, OffloadHeader, Offloads};
 use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
 use smoltcp::wire::{IpAddress, IpProtocol, checksum};
@@ -19,6 +19,7 @@ use smoltcp::wire::{IpAddress, IpProtocol, checksum};
 use crate::classify::{self, Class, ETHERNET_LEN, Kind};
 use crate::error::SendError;
 use crate::neighbours::Asked;
+use crate::path::{Part, Paths};
 use crate::run::{MAX_SUPER_FRAME, Run};
 use crate::tally::Tally;
 
@@ -53,6 +54,8 @@ pub(crate) struct TxState {
     pub(crate) wanted: bool,
     /// The neighbours that smoltcp asked for.
     pub(crate) asked: Asked,
+    /// Where packets must be shorter.
+    pub(crate) paths: Paths,
     /// The last frame was a fragment with more to come.
     pub(crate) fragmenting: bool,
     /// Sequence numbers of the last TCP segment, when somebody watches.
@@ -88,6 +91,7 @@ impl TxState {
             blocked: false,
             wanted: false,
             asked: Asked::default(),
+            paths: Paths::default(),
             fragmenting: false,
             watched: None,
             tally: None,
@@ -280,8 +284,18 @@ impl phy::TxToken for TxToken<'_> {
                     let frame = &mut room[..len];
                     frame[..len.min(CLEARED)].fill(0);
                     let result = write(frame);
-                    let offload = finish(frame, meta, state);
+                    let (offload, narrow) = finish(frame, meta, state);
+                    if let Some(parts) = narrow {
+                        state.scratch.clear();
+                        state.scratch.extend_from_slice(frame);
+                        send_parts(tx, state, parts);
+                        return result;
+                    }
                     let run = Run::begin(frame, state.offloads);
+                    let run = match offload.gso_size {
+                        0 => run,
+                        size => run.map(|run| run.cut_into(size.into())),
+                    };
                     let longer = state.run.and_then(|last| last.with(frame, state.offloads));
                     if let Some(longer) = longer
                         && let Some(whole) = tx.join(longer.head_len(), len, longer.offload())
@@ -315,9 +329,63 @@ impl phy::TxToken for TxToken<'_> {
     }
 }
 
+/// How to cut a frame that is too long for its path, where nobody else does.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    tcp_at: usize,
+    data_at: usize,
+    /// Data of each.
+    most: usize,
+}
+
+/// Sends the frame in the scratch room in parts. What finds no room is lost, as frames may
+/// be.
+fn send_parts(tx: &mut dyn FrameTx, state: &mut TxState, parts: Parts) {
+    let Parts {
+        tcp_at,
+        data_at,
+        most,
+    } = parts;
+    let leave_sum = state.offloads.contains(Offloads::CHECKSUM);
+    let offload = match leave_sum {
+        true => OffloadHeader {
+            flags: FLAG_NEEDS_CSUM,
+            csum_start: tcp_at as u16,
+            csum_offset: 16,
+            ..OffloadHeader::NONE
+        },
+        false => OffloadHeader::NONE,
+    };
+    state.run = None;
+    for part in Part::all(tcp_at, data_at, state.scratch.len(), most) {
+        let len = part.frame_len();
+        match tx.reserve(len) {
+            Ok(Some(room)) if room.len() >= len => {
+                part.write(&state.scratch, &mut room[..len], leave_sum);
+                tx.commit(len, offload);
+                state.frames += 1;
+            }
+            Ok(_) => {
+                state.no_room += 1;
+                return;
+            }
+            Err(error) => {
+                state.link_error = Some(error);
+                state.dropped += 1;
+                return;
+            }
+        }
+    }
+}
+
 /// Looks at a frame that smoltcp wrote: remembers what others need to know and
-/// says what is left to the receiver of the frame.
-fn finish(frame: &mut [u8], meta: PacketMeta, state: &mut TxState) -> OffloadHeader {
+/// says what is left to the receiver of the frame, and how to cut it if that is left to
+/// nobody.
+fn finish(
+    frame: &mut [u8],
+    meta: PacketMeta,
+    state: &mut TxState,
+) -> (OffloadHeader, Option<Parts>) {
     let offloaded = state.offloads.contains(Offloads::CHECKSUM);
     state.asked.sent(frame);
     // `More fragments` and the offset of IPv4, which smoltcp sends without options.
@@ -326,14 +394,15 @@ fn finish(frame: &mut [u8], meta: PacketMeta, state: &mut TxState) -> OffloadHea
     if fragment {
         state.fragmenting = true;
     }
-    if !offloaded && state.watched.is_none() && state.tally.is_none() {
-        return OffloadHeader::NONE;
+    let nothing = (OffloadHeader::NONE, None);
+    if !offloaded && state.watched.is_none() && state.tally.is_none() && state.paths.is_empty() {
+        return nothing;
     }
     let Some(Class::Ip(packet)) = classify::classify(frame) else {
-        return OffloadHeader::NONE;
+        return nothing;
     };
     let Kind::Tcp(tcp) = packet.kind else {
-        return OffloadHeader::NONE;
+        return nothing;
     };
     if let Some(tally) = &mut state.tally {
         tally.segment(&tcp);
@@ -344,31 +413,48 @@ fn finish(frame: &mut [u8], meta: PacketMeta, state: &mut TxState) -> OffloadHea
             rcv_nxt: tcp.ack,
         });
     }
-    if !offloaded {
-        return OffloadHeader::NONE;
-    }
     let start = packet.payload.start;
     let len = packet.payload.len();
+    let data_at = start + len - tcp.data_len;
+    // Headers are shorter than any path's MTU.
+    let most = state.paths.mtu(&packet.dst);
+    let most = most.map(|mtu| mtu.saturating_sub(data_at - ETHERNET_LEN));
+    let most = most.filter(|most| tcp.data_len > *most);
+    let (cut_by_host, gso_type) = match packet.is_ipv4() {
+        true => (Offloads::TSO4, GSO_TCPV4),
+        false => (Offloads::TSO6, GSO_TCPV6),
+    };
+    let parts = most.map(|most| Parts {
+        tcp_at: start,
+        data_at,
+        most,
+    });
+    let cut_here = parts.filter(|_| !(offloaded && state.offloads.contains(cut_by_host)));
+    if !offloaded || cut_here.is_some() {
+        return (OffloadHeader::NONE, cut_here);
+    }
     // The receiver sums from `csum_start` on over this start value.
     let sum = pseudo_header(&packet.src, &packet.dst, len);
     if let Some(field) = frame.get_mut(start + 16..start + 18) {
         field.copy_from_slice(&sum.to_be_bytes());
     }
-    let gso_size = meta.segmentation_offload_size;
+    let gso_size = meta.segmentation_offload_size.map(|size| size.get());
+    // Shorter than the data of a frame.
+    let gso_size = match most {
+        Some(most) => Some(gso_size.map_or(most as u16, |size| size.min(most as u16))),
+        None => gso_size,
+    };
     // No header ends behind the 134th byte of a frame.
-    OffloadHeader {
+    let offload = OffloadHeader {
         flags: FLAG_NEEDS_CSUM,
-        gso_type: if gso_size.is_some() {
-            GSO_TCPV4
-        } else {
-            GSO_NONE
-        },
-        hdr_len: gso_size.map_or(0, |_| (start + len - tcp.data_len) as u16),
-        gso_size: gso_size.map_or(0, |size| size.get()),
+        gso_type: gso_size.map_or(GSO_NONE, |_| gso_type),
+        hdr_len: gso_size.map_or(0, |_| data_at as u16),
+        gso_size: gso_size.unwrap_or(0),
         csum_start: start as u16,
         csum_offset: 16,
         num_buffers: 0,
-    }
+    };
+    (offload, None)
 }
 
 fn pseudo_header(src: &IpAddress, dst: &IpAddress, len: usize) -> u16 {

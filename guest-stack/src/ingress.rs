@@ -20,6 +20,7 @@ use crate::counters::Counters;
 use crate::cut::Datagrams;
 use crate::device::{FrameDevice, Wire};
 use crate::flow::{Entry, FlowKey};
+use crate::path::Report;
 use crate::registry::{Datagram, Verdict};
 use crate::sockets::Sockets;
 use crate::tcp::blind::Belief;
@@ -491,6 +492,9 @@ impl Sockets {
         frame: &[u8],
         tx: &mut dyn FrameTx,
     ) -> Ending {
+        if let Some(report) = Report::of(packet, frame) {
+            self.path_is_narrow(now, &report);
+        }
         if packet.is_ipv4() {
             if message == ECHO_REQUEST && frame.len() > ETHERNET_LEN + self.io.mtu {
                 self.large_echo(packet, frame);

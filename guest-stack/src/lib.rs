@@ -42,6 +42,7 @@
 //! | `tally` | what segments a socket sent |
 //! | `run` | segments and datagrams that grow into one frame |
 //! | `cut` | datagrams out of one frame |
+//! | `path` | paths that carry less than the link |
 //! | `device` | the link as smoltcp's device, one frame at a time |
 //! | [`config`] | what a stack is told |
 //! | [`counters`] | what happened to every frame |
@@ -187,6 +188,7 @@ mod sink;
 mod tally;
 mod run;
 mod cut;
+mod path;
 mod device;
 pub mod config;
 pub mod counters;

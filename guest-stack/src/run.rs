@@ -128,6 +128,9 @@ pub(crate) struct Run {
     head: [u8; MAX_HEAD],
     /// Data of each segment but the last.
     segment: usize,
+    /// Data of each segment that the whole is to be cut into: less where the path is
+    /// narrower than the link.
+    cut: usize,
     /// Data so far.
     data: usize,
     /// The sequence number behind it; of UDP nothing.
@@ -197,10 +200,19 @@ impl Run {
             kind: first.kind,
             head: first.head,
             segment: first.data,
+            cut: first.data,
             data: first.data,
             next: next_sequence(&first),
             pushed: first.psh,
         })
+    }
+
+    /// The run, to be cut into segments of `data` bytes, where they are shorter.
+    pub(crate) fn cut_into(self, data: usize) -> Self {
+        Self {
+            cut: self.cut.min(data),
+            ..self
+        }
     }
 
     /// The run with `frame` behind it, if it follows and one frame holds both.
@@ -238,12 +250,12 @@ impl Run {
 
     /// What is left to the receiver of the whole run.
     pub(crate) fn offload(&self) -> OffloadHeader {
-        let cut = self.data > self.segment;
+        let cut = self.data > self.cut;
         OffloadHeader {
             flags: FLAG_NEEDS_CSUM,
             gso_type: if cut { self.kind.gso_type() } else { GSO_NONE },
             hdr_len: if cut { self.head_len() as u16 } else { 0 },
-            gso_size: if cut { self.segment as u16 } else { 0 },
+            gso_size: if cut { self.cut as u16 } else { 0 },
             csum_start: self.kind.ip_end() as u16,
             csum_offset: self.kind.checksum() as u16,
             num_buffers: 0,
@@ -339,6 +351,19 @@ mod tests {
         assert_eq!((offload.gso_type, offload.gso_size), (GSO_TCPV6, 1440));
         assert_eq!((offload.hdr_len, offload.csum_start), (74, 54));
         assert_eq!(run.payload_len(), 20 + 1440 * 2 + 10);
+    }
+
+    #[test]
+    fn a_run_on_a_narrow_path_is_cut_into_shorter_segments_than_it_is_made_of() {
+        let run = begin(&frame(0, TCP_ACK, 1440)).unwrap().cut_into(1220);
+        assert_eq!(
+            (run.offload().gso_type, run.offload().gso_size),
+            (GSO_TCPV6, 1220)
+        );
+        let run = with(&run, &frame(1440, TCP_ACK, 1440)).unwrap();
+        assert_eq!(run.offload().gso_size, 1220);
+        let short = begin(&frame(0, TCP_ACK, 1000)).unwrap().cut_into(1220);
+        assert_eq!(short.offload().gso_type, GSO_NONE);
     }
 
     #[test]

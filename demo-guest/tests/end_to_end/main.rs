@@ -14,6 +14,7 @@ mod hostile;
 mod idle;
 mod iperf3;
 mod keeping;
+mod narrow;
 mod outages;
 mod services;
 mod shortage;

@@ -41,6 +41,7 @@ use crate::classify::{
 };
 use crate::device::{FrameDevice, Wire};
 use crate::flow::Entry;
+use crate::path::Report;
 use crate::sockets::Sockets;
 use crate::tally::{Tally, after};
 
@@ -192,6 +193,12 @@ impl Recovery {
             (Some(acked), Some(highest)) if after(highest, acked) => highest.wrapping_sub(acked),
             _ => 0,
         }
+    }
+
+    /// Whether the segment that begins at `seq` is in flight.
+    pub(crate) fn is_in_flight(&self, seq: u32) -> bool {
+        self.first()
+            .is_some_and(|first| seq.wrapping_sub(first) < self.in_flight())
     }
 
     /// What is sent from here on continues what was sent before.
@@ -604,6 +611,27 @@ impl Sockets {
             if let Entry::Flow(flow) = self.table.entry(index) {
                 flow.recovery.link_is_back(now);
             }
+        }
+    }
+
+    /// A router could not pass a segment on: what follows to that address is shorter, and
+    /// what was lost is sent again at once. Others may say so of what they never saw, so it
+    /// counts only for a segment that is in flight.
+    pub(crate) fn path_is_narrow(&mut self, now: Instant, report: &Report) {
+        let Some(index) = self.table.find(&report.key) else {
+            return;
+        };
+        let Entry::Flow(flow) = self.table.entry(index) else {
+            return;
+        };
+        if report.mtu >= self.io.mtu || !flow.recovery.is_in_flight(report.seq) {
+            return;
+        }
+        let peer = report.key.remote.addr;
+        if self.io.paths.learn(now, peer, report.mtu) {
+            flow.recovery.link_is_back(now);
+            self.table.mark(index);
+            self.counters.tcp_paths_narrowed += 1;
         }
     }
 

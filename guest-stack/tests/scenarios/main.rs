@@ -13,6 +13,7 @@ mod frames;
 mod handshake;
 mod hostile;
 mod own_sockets;
+mod paths;
 mod recovery;
 mod settings;
 #[cfg(feature = "std")]

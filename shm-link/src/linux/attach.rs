@@ -301,7 +301,6 @@ mod tests {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::string::ToString;
-    use std::sync::mpsc;
     use std::thread::{self, JoinHandle};
 
     const LONG: Duration = Duration::from_secs(20);
@@ -452,10 +451,10 @@ mod tests {
     #[test]
     fn a_silent_server_and_a_partial_message_end_at_the_timeout() {
         for (name, bytes) in [("silent", &[][..]), ("partial", &[0; 5])] {
-            let (done, until_done) = mpsc::channel::<()>();
             let (address, server) = serve(name, move |mut socket| {
                 io::Write::write_all(&mut socket, bytes).unwrap();
-                let _ = until_done.recv();
+                // Until the client has had enough.
+                let _ = io::Read::read(&mut socket, &mut [0]);
             });
             let timeout = Duration::from_millis(50);
             let error = Attachment::connect(&address, timeout).unwrap_err();
@@ -466,7 +465,6 @@ mod tests {
                     ..
                 }
             ));
-            drop(done);
             server.join().unwrap();
         }
     }

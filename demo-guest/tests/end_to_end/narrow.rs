@@ -1,0 +1,104 @@
+//! A path behind the host that carries less than the guest's link, as behind a tunnel: the
+//! host's kernel is a router that cannot pass the guest's full segments on, and says so.
+//!
+//! ```text
+//! guest ══ 1500 ══ this namespace ── 1300 ──▶ the peer's namespace
+//! ```
+//! The peer's own interface takes 1500, so nothing but the router's word tells the guest.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+
+use host_bridge::probe::bulk::{SOURCE_PORT, bulk_receive};
+use rustix::thread::UnshareFlags;
+
+use crate::common::{BULK, BULK_PATIENCE, World, in_private_network, netlink};
+
+/// Runs `ip` in this thread's namespace.
+fn ip(words: &str) {
+    let output = Command::new("ip").args(words.split(' ')).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {words}: {said}");
+}
+
+/// A number from a table of this namespace's kernel: two lines per protocol, names and
+/// numbers, or a name and a number per line.
+fn counter(protocol: &str, name: &str) -> u64 {
+    let table = |file: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+    if protocol.is_empty() {
+        let table = table("snmp6").unwrap();
+        let mut lines = table.lines().filter_map(|line| {
+            let (found, number) = line.split_once(' ')?;
+            (found == name).then(|| number.trim().parse().unwrap())
+        });
+        return lines.next().unwrap();
+    }
+    let table = table("snmp").unwrap();
+    let mut rows = table.lines().filter_map(|line| line.strip_prefix(protocol));
+    let (names, numbers) = (rows.next().unwrap(), rows.next().unwrap());
+    let at = names.split(' ').position(|found| found == name).unwrap();
+    numbers.split(' ').nth(at).unwrap().parse().unwrap()
+}
+
+/// The peer fetches from the guest, over both versions and twice.
+fn a_guest_learns_what_its_path_carries(settings: &'static str) {
+    in_private_network(move || {
+        let world = World::start(settings);
+        let guest = world.guest("far");
+        for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            std::fs::write(Path::new("/proc/sys/net").join(file), "1").unwrap();
+        }
+        let (whose, theirs) = mpsc::channel();
+        let (go, gone) = mpsc::channel::<()>();
+        let sources = [guest.v4(SOURCE_PORT), guest.v6(SOURCE_PORT)];
+        let peer = thread::spawn(move || {
+            // SAFETY: only this thread's network namespace changes, nothing that other
+            // threads of the process rely on.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("unshare");
+            netlink(async |netlink| netlink.set_up(1).await.expect("loopback"));
+            whose.send(rustix::thread::gettid()).unwrap();
+            gone.recv().unwrap();
+            ip("address add 192.0.2.2/24 dev east");
+            ip("address add fd01::2/64 dev east nodad");
+            ip("link set east up");
+            ip("route add default via 192.0.2.1");
+            ip("route add default via fd01::1");
+            // Another connection to the same peer knows the path from the start.
+            [0, 1, 0, 1].map(|n: usize| {
+                bulk_receive(sources[n], BULK / 4, n as u64, BULK_PATIENCE).unwrap()
+            })
+        });
+        let peer_thread = theirs.recv().unwrap().as_raw_nonzero();
+        ip(&format!(
+            "link add west mtu 1300 type veth peer name east mtu 1500 netns {peer_thread}"
+        ));
+        ip("address add 192.0.2.1/24 dev west");
+        ip("address add fd01::1/64 dev west nodad");
+        ip("link set west up");
+        go.send(()).unwrap();
+        for report in peer.join().unwrap() {
+            assert!(report.checksum_ok);
+        }
+        // The router had something to say, and not about every segment.
+        let said = [
+            counter("Icmp:", "OutDestUnreachs"),
+            counter("", "Icmp6OutPktTooBigs"),
+        ];
+        assert!(
+            said.iter().all(|count| (1..200).contains(count)),
+            "{said:?}"
+        );
+    });
+}
+
+#[test]
+fn a_guest_learns_what_its_path_carries_and_has_the_host_cut_its_frames() {
+    a_guest_learns_what_its_path_carries("");
+}
+
+#[test]
+fn a_guest_without_offloads_learns_what_its_path_carries_and_cuts_itself() {
+    a_guest_learns_what_its_path_carries("no_offloads = true");
+}

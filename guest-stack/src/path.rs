@@ -1,0 +1,399 @@
+//! Paths that carry less than the link: path MTU discovery for TCP (RFC 1191, RFC 8201).
+//!
+//! smoltcp sends segments as long as the link's MTU and the peer's segment size allow, and
+//! looks at no report that a router on the way could not pass one on: behind a tunnel the
+//! connection would stand still. Here such a report ([`Report`]) is remembered for its
+//! destination ([`Paths`]), and `device` makes what is longer fit: with segmentation
+//! offload by the size of the segments that the frame is to be cut into, else by cutting
+//! it itself ([`Part`]). What smoltcp believes stays as it is.
+//!
+//! A report counts only if it quotes a segment of ours that is in flight (RFC 5927, 4 and
+//! 7), which `ingress` looks at. Nothing here knows of sockets, or sends.
+
+use heapless::LinearMap;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{
+    Icmpv4Packet, Icmpv6Packet, IpAddress, IpEndpoint, Ipv4Address, Ipv4Packet, Ipv6Address,
+    Ipv6Packet, TcpPacket, TcpSeqNumber, checksum,
+};
+
+use crate::classify::{ETHERNET_LEN, PROTOCOL_TCP, Packet, u16_at, u32_at};
+use crate::flow::FlowKey;
+
+/// Narrow paths that are remembered; a further one takes the place of the oldest.
+const MOST: usize = 32;
+/// After this long the path is tried anew (RFC 1191, 6.3; RFC 8201, 4).
+const LIFETIME: Duration = Duration::from_secs(600);
+/// No path is taken for narrower, whoever says so. An IPv4 router may carry 68 bytes; that
+/// one would do is history, and whoever forges a report is not to make a connection crawl.
+const LEAST_V4: usize = 576;
+/// Every IPv6 link carries this much (RFC 8200, 5); a report of less is no report.
+const LEAST_V6: usize = 1280;
+
+/// ICMPv4: destination unreachable, fragmentation needed (RFC 792, RFC 1191).
+const TOO_BIG_V4: [u8; 2] = [3, 4];
+/// ICMPv6: packet too big (RFC 4443, 3.2).
+const TOO_BIG_V6: u8 = 2;
+
+/// A router's word that a segment was too long for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// The connection of the segment.
+    pub(crate) key: FlowKey,
+    /// The segment's sequence number.
+    pub(crate) seq: u32,
+    /// The longest IP packet that would have passed.
+    pub(crate) mtu: usize,
+}
+
+impl Report {
+    /// The report that an ICMP message is, if it is one about TCP and its checksum holds.
+    pub(crate) fn of(packet: &Packet, frame: &[u8]) -> Option<Self> {
+        let message = frame.get(packet.payload.clone())?;
+        // Type, code, checksum, and four bytes that hold the MTU.
+        let quoted = message.get(8..)?;
+        match (packet.src, packet.dst) {
+            (IpAddress::Ipv4(_), _) => {
+                if message[..2] != TOO_BIG_V4
+                    || !Icmpv4Packet::new_checked(message).ok()?.verify_checksum()
+                {
+                    return None;
+                }
+                // Routers from before RFC 1191 say 0.
+                let mtu = usize::from(u16_at(message, 6)?).max(LEAST_V4);
+                let header_len = usize::from(*quoted.first()? & 0xf) * 4;
+                let address = |at| u32_at(quoted, at).map(|bits| Ipv4Address::from(bits).into());
+                let first = u16_at(quoted, 6)? & 0x1fff == 0;
+                let ends = (address(12)?, address(16)?);
+                // Twenty bytes are there.
+                let tcp = quoted[0] >> 4 == 4 && header_len >= 20 && quoted[9] == PROTOCOL_TCP;
+                (first && tcp).then(|| Self::about(ends, quoted.get(header_len..)?, mtu))?
+            }
+            (IpAddress::Ipv6(src), IpAddress::Ipv6(dst)) => {
+                if message[0] != TOO_BIG_V6
+                    || !Icmpv6Packet::new_checked(message)
+                        .ok()?
+                        .verify_checksum(&src, &dst)
+                {
+                    return None;
+                }
+                let mtu = u32_at(message, 4)? as usize;
+                let address = |at: usize| -> Option<IpAddress> {
+                    let octets: [u8; 16] = quoted.get(at..at + 16)?.try_into().ok()?;
+                    Some(Ipv6Address::from(octets).into())
+                };
+                // We send no extension headers in front of TCP.
+                let tcp = quoted.first()? >> 4 == 6 && *quoted.get(6)? == PROTOCOL_TCP;
+                let ends = (address(8)?, address(24)?);
+                (tcp && mtu >= LEAST_V6).then(|| Self::about(ends, quoted.get(40..)?, mtu))?
+            }
+            _ => None,
+        }
+    }
+
+    /// `tcp`: at least the first eight bytes of the segment's header.
+    fn about((src, dst): (IpAddress, IpAddress), tcp: &[u8], mtu: usize) -> Option<Self> {
+        Some(Self {
+            key: FlowKey {
+                local: IpEndpoint::new(src, u16_at(tcp, 0)?),
+                remote: IpEndpoint::new(dst, u16_at(tcp, 2)?),
+            },
+            seq: u32_at(tcp, 4)?,
+            mtu,
+        })
+    }
+}
+
+/// The narrow paths that are known, by their far end.
+#[derive(Debug, Default)]
+pub(crate) struct Paths(LinearMap<IpAddress, Path, MOST>);
+
+#[derive(Debug, Clone, Copy)]
+struct Path {
+    mtu: usize,
+    until: Instant,
+}
+
+impl Paths {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Remembers that packets to `to` may be `mtu` bytes long; `false`: no less than was
+    /// known.
+    pub(crate) fn learn(&mut self, now: Instant, to: IpAddress, mtu: usize) -> bool {
+        if self.mtu(&to).is_some_and(|known| known <= mtu) {
+            return false;
+        }
+        if self.0.is_full() && !self.0.contains_key(&to) {
+            let oldest = self.0.iter().min_by_key(|(_, path)| path.until);
+            if let Some(oldest) = oldest.map(|(to, _)| *to) {
+                self.0.remove(&oldest);
+            }
+        }
+        let until = now + LIFETIME;
+        // There is room now.
+        let _ = self.0.insert(to, Path { mtu, until });
+        true
+    }
+
+    /// The longest IP packet that a narrow path to `to` carries.
+    pub(crate) fn mtu(&self, to: &IpAddress) -> Option<usize> {
+        self.0.get(to).map(|path| path.mtu)
+    }
+
+    /// Forgets what was learned too long ago.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        self.0.retain(|_, path| path.until > now);
+    }
+}
+
+/// A piece of a TCP segment that is too long, as a segment of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    /// Where in the frame the TCP header begins, and where the data.
+    pub(crate) tcp_at: usize,
+    pub(crate) data_at: usize,
+    /// What of the data it carries: from, to.
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+}
+
+impl Part {
+    /// The pieces of a frame of `frame_len` bytes with at most `most` bytes of data each.
+    pub(crate) fn all(
+        tcp_at: usize,
+        data_at: usize,
+        frame_len: usize,
+        most: usize,
+    ) -> impl Iterator<Item = Self> {
+        let len = frame_len.saturating_sub(data_at);
+        (0..len).step_by(most.max(1)).map(move |from| Self {
+            tcp_at,
+            data_at,
+            from,
+            to: len.min(from + most),
+        })
+    }
+
+    /// Length of its frame.
+    pub(crate) fn frame_len(&self) -> usize {
+        self.data_at + self.to - self.from
+    }
+
+    /// Writes its frame. `whole` is the frame that is cut, with an IP header without
+    /// options or extensions. `sum` leaves the checksum to whoever sends on.
+    pub(crate) fn write(&self, whole: &[u8], out: &mut [u8], leave_sum: bool) {
+        let Self {
+            tcp_at, data_at, ..
+        } = *self;
+        let (head, data) = whole.split_at(data_at);
+        let last = self.to == data.len();
+        out[..data_at].copy_from_slice(head);
+        out[data_at..].copy_from_slice(&data[self.from..self.to]);
+        // No longer than the frame that is cut, which an IP packet holds.
+        let (total, segment) = (out.len() - ETHERNET_LEN, out.len() - tcp_at);
+        let (src, dst): (IpAddress, IpAddress) = if out[ETHERNET_LEN] >> 4 == 4 {
+            let mut ip = Ipv4Packet::new_unchecked(&mut out[ETHERNET_LEN..]);
+            ip.set_total_len(total as u16);
+            ip.fill_checksum();
+            (ip.src_addr().into(), ip.dst_addr().into())
+        } else {
+            let mut ip = Ipv6Packet::new_unchecked(&mut out[ETHERNET_LEN..]);
+            ip.set_payload_len(segment as u16);
+            (ip.src_addr().into(), ip.dst_addr().into())
+        };
+        let mut tcp = TcpPacket::new_unchecked(&mut out[tcp_at..]);
+        let TcpSeqNumber(first) = tcp.seq_number();
+        tcp.set_seq_number(TcpSeqNumber(first.wrapping_add(self.from as i32)));
+        tcp.set_fin(tcp.fin() && last);
+        tcp.set_psh(tcp.psh() && last);
+        if leave_sum {
+            let sum =
+                checksum::pseudo_header(&src, &dst, smoltcp::wire::IpProtocol::Tcp, segment as u32);
+            tcp.set_checksum(sum);
+        } else {
+            tcp.fill_checksum(&src, &dst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::classify::{Class, classify};
+    use alloc::vec;
+    use alloc::vec::Vec;
+    use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, SlicedPacket, icmpv4, icmpv6};
+
+    const US: [u8; 4] = [10, 0, 0, 1];
+    const PEER: [u8; 4] = [192, 0, 2, 9];
+    const US6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    const PEER6: [u8; 16] = [0xfd, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
+
+    fn segment(v6: bool, data: &[u8]) -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2([2; 6], [4; 6]);
+        let tcp = match v6 {
+            false => builder.ipv4(US, PEER, 64).tcp(80, 4000, 0xffff_ff00, 1000),
+            true => builder
+                .ipv6(US6, PEER6, 64)
+                .tcp(80, 4000, 0xffff_ff00, 1000),
+        };
+        let mut frame = Vec::new();
+        tcp.ack(7).psh().fin().write(&mut frame, data).unwrap();
+        frame
+    }
+
+    fn report(v6: bool, mtu: u32, quoted: &[u8]) -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2([4; 6], [2; 6]);
+        let mut frame = Vec::new();
+        if v6 {
+            let too_big = Icmpv6Type::PacketTooBig { mtu };
+            let ip = builder.ipv6(PEER6, US6, 64);
+            ip.icmpv6(too_big).write(&mut frame, quoted).unwrap();
+        } else {
+            let needed = icmpv4::DestUnreachableHeader::FragmentationNeeded {
+                next_hop_mtu: mtu as u16,
+            };
+            let ip = builder.ipv4(PEER, US, 64);
+            let kind = Icmpv4Type::DestinationUnreachable(needed);
+            ip.icmpv4(kind).write(&mut frame, quoted).unwrap();
+        }
+        frame
+    }
+
+    fn read(frame: &[u8]) -> Option<Report> {
+        match classify(frame) {
+            Some(Class::Ip(packet)) => Report::of(&packet, frame),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_router_says_what_was_too_long_and_what_is_not() {
+        for (v6, mtu) in [(false, 1300), (true, 1300)] {
+            let sent = segment(v6, &[1; 1400]);
+            // RFC 792: the header and eight bytes; RFC 4443: as much as fits.
+            let quote = if v6 { 1000 } else { 28 };
+            let quoted = &sent[ETHERNET_LEN..ETHERNET_LEN + quote];
+            let frame = report(v6, mtu, quoted);
+            let found = read(&frame).unwrap();
+            assert_eq!((found.seq, found.mtu), (0xffff_ff00, 1300));
+            assert_eq!((found.key.local.port, found.key.remote.port), (80, 4000));
+            let expected: (IpAddress, IpAddress) = match v6 {
+                false => (Ipv4Address::from(US).into(), Ipv4Address::from(PEER).into()),
+                true => (
+                    Ipv6Address::from(US6).into(),
+                    Ipv6Address::from(PEER6).into(),
+                ),
+            };
+            assert_eq!((found.key.local.addr, found.key.remote.addr), expected);
+            // Neither damaged, nor cut short, is it believed.
+            for at in ETHERNET_LEN + 40..frame.len() {
+                let mut damaged = frame.clone();
+                damaged[at] ^= 4;
+                assert_eq!(read(&damaged), None, "byte {at}");
+            }
+            for len in 0..frame.len() {
+                let _ = read(&frame[..len]);
+            }
+            let header = if v6 { 40 } else { 20 };
+            for len in 0..header + 8 {
+                assert_eq!(read(&report(v6, mtu, &quoted[..len])), None, "{len}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_router_says_is_nothing_or_the_least_that_a_path_carries() {
+        let v4 = segment(false, &[1; 100]);
+        for (mtu, least) in [(0, 576), (68, 576), (577, 577)] {
+            let found = read(&report(false, mtu, &v4[ETHERNET_LEN..])).unwrap();
+            assert_eq!(found.mtu, least);
+        }
+        let v6 = segment(true, &[1; 100]);
+        assert_eq!(read(&report(true, 1279, &v6[ETHERNET_LEN..])), None);
+        assert!(read(&report(true, 1280, &v6[ETHERNET_LEN..])).is_some());
+        // About something else than a segment.
+        let mut udp = v4.clone();
+        udp[23] = 17;
+        assert_eq!(read(&report(false, 1300, &udp[ETHERNET_LEN..])), None);
+        let mut fragment = v4.clone();
+        fragment[21] = 1;
+        assert_eq!(read(&report(false, 1300, &fragment[ETHERNET_LEN..])), None);
+        let unreachable = icmpv6::DestUnreachableCode::NoRoute;
+        let mut other = Vec::new();
+        PacketBuilder::ethernet2([4; 6], [2; 6])
+            .ipv6(PEER6, US6, 64)
+            .icmpv6(Icmpv6Type::DestinationUnreachable(unreachable))
+            .write(&mut other, &v6[ETHERNET_LEN..])
+            .unwrap();
+        assert_eq!(read(&other), None);
+    }
+
+    #[test]
+    fn paths_grow_only_narrower_are_few_and_are_forgotten() {
+        let mut paths = Paths::default();
+        let address = |n: u32| IpAddress::from(Ipv4Address::from(n));
+        let at = Instant::from_secs;
+        assert!(paths.learn(at(0), address(1), 1300));
+        assert!(!paths.learn(at(1), address(1), 1300), "known");
+        assert!(!paths.learn(at(1), address(1), 1400), "wider");
+        assert!(paths.learn(at(1), address(1), 1200));
+        assert_eq!(paths.mtu(&address(1)), Some(1200));
+        assert_eq!(paths.mtu(&address(2)), None);
+        for n in 2..=MOST as u32 {
+            assert!(paths.learn(at(2), address(n), 1300));
+        }
+        assert_eq!(paths.mtu(&address(1)), Some(1200));
+        // One too many takes the oldest's place.
+        assert!(paths.learn(at(3), address(1000), 1300));
+        assert_eq!(paths.mtu(&address(1)), None);
+        paths.expire(at(601));
+        assert_eq!(paths.mtu(&address(2)), Some(1300));
+        paths.expire(at(602));
+        assert_eq!(paths.mtu(&address(2)), None);
+        assert_eq!(paths.mtu(&address(1000)), Some(1300));
+        paths.expire(at(603));
+        assert!(paths.is_empty());
+    }
+
+    #[test]
+    fn the_parts_of_a_segment_are_segments_that_make_it_up() {
+        let data: Vec<u8> = (0..1400u32).map(|n| n as u8).collect();
+        for v6 in [false, true] {
+            let whole = segment(v6, &data);
+            let (tcp_at, data_at) = if v6 { (54, 74) } else { (34, 54) };
+            let mut joined = Vec::new();
+            let parts: Vec<_> = Part::all(tcp_at, data_at, whole.len(), 600).collect();
+            assert_eq!(parts.len(), 3);
+            for (n, part) in parts.iter().enumerate() {
+                let mut frame = vec![0xa5; part.frame_len()];
+                part.write(&whole, &mut frame, false);
+                let parsed = SlicedPacket::from_ethernet(&frame).unwrap();
+                let Some(etherparse::TransportSlice::Tcp(tcp)) = parsed.transport else {
+                    panic!("no segment");
+                };
+                let header = tcp.to_header();
+                let seq = 0xffff_ff00u32.wrapping_add(joined.len() as u32);
+                assert_eq!(header.sequence_number, seq);
+                assert_eq!((header.psh, header.fin), (n == 2, n == 2));
+                assert!(header.ack);
+                let sum = match parsed.net.unwrap() {
+                    etherparse::NetSlice::Ipv4(ip) => {
+                        let ip = ip.header().to_header();
+                        assert_eq!(ip.calc_header_checksum(), ip.header_checksum);
+                        header.calc_checksum_ipv4(&ip, tcp.payload()).unwrap()
+                    }
+                    etherparse::NetSlice::Ipv6(ip) => header
+                        .calc_checksum_ipv6(&ip.header().to_header(), tcp.payload())
+                        .unwrap(),
+                    etherparse::NetSlice::Arp(_) => panic!("no packet"),
+                };
+                assert_eq!(header.checksum, sum);
+                joined.extend_from_slice(tcp.payload());
+            }
+            assert_eq!(joined, data);
+        }
+    }
+}
