@@ -367,7 +367,9 @@ impl Sockets {
         let watch = flow.ending();
         self.io.watched = watch.then_some(None);
         let before = flow.view();
-        self.feed(index, now, frame, tx);
+        let mut room = core::mem::take(&mut self.narrowed);
+        let shown = flow.narrowed(frame, &mut room).unwrap_or(frame);
+        self.feed(index, now, shown, tx);
         let sent = self.io.watched.take().flatten();
         let (mtu, vouches) = (self.io.mtu, self.io.rx_checksum);
         let Entry::Flow(flow) = self.table.entry(index) else {
@@ -376,6 +378,7 @@ impl Sockets {
         flow.sent = sent.or(flow.sent);
         flow.recovery_heard(now, frame, before, mtu, vouches);
         flow.heard();
+        self.narrowed = room;
         if flow.ended() {
             self.settle(index, now);
         } else {

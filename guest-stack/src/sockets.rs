@@ -61,6 +61,8 @@ pub struct Sockets {
     pub(crate) reassembler: Option<Reassembler>,
     /// Room for one datagram of a super-frame at a time.
     pub(crate) datagram: Vec<u8>,
+    /// Room for one frame with another window.
+    pub(crate) narrowed: Vec<u8>,
     pub(crate) echo: Option<Handle>,
     pub(crate) limiter: Limiter,
     pub(crate) hasher: Seeded,
@@ -147,6 +149,7 @@ impl Sockets {
             autoconf: Autoconf::default(),
             reassembler: None,
             datagram: Vec::new(),
+            narrowed: Vec::new(),
             echo: None,
             limiter,
             hasher,

@@ -1,8 +1,8 @@
-//! A path behind the host that carries less than the guest's link, as behind a tunnel: the
-//! host's kernel is a router that cannot pass the guest's full segments on, and says so.
+//! A path behind the host that carries less than the guest's link: shorter packets, as
+//! behind a tunnel, of which the host's kernel as a router says so; or fewer bytes.
 //!
 //! ```text
-//! guest ══ 1500 ══ this namespace ── 1300 ──▶ the peer's namespace
+//! guest ══ 1500 ══ this namespace ── west, 1300 ──▶ east: the peer's namespace
 //! ```
 //! The peer's own interface takes 1500, so nothing but the router's word tells the guest.
 
@@ -42,43 +42,57 @@ fn counter(protocol: &str, name: &str) -> u64 {
     numbers.split(' ').nth(at).unwrap().parse().unwrap()
 }
 
+/// Makes this namespace a router, lets `prepare` do what it wants with the way out (`west`),
+/// and `work` run in the namespace of a peer behind it.
+fn beyond_a_router<T: Send + 'static>(
+    mtu: u16,
+    prepare: impl FnOnce(),
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        std::fs::write(Path::new("/proc/sys/net").join(file), "1").unwrap();
+    }
+    let (whose, theirs) = mpsc::channel();
+    let (go, gone) = mpsc::channel::<()>();
+    let peer = thread::spawn(move || {
+        // SAFETY: only this thread's network namespace changes, nothing that other
+        // threads of the process rely on.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("unshare");
+        netlink(async |netlink| netlink.set_up(1).await.expect("loopback"));
+        whose.send(rustix::thread::gettid()).unwrap();
+        gone.recv().unwrap();
+        ip("address add 192.0.2.2/24 dev east");
+        ip("address add fd01::2/64 dev east nodad");
+        ip("link set east up");
+        ip("route add default via 192.0.2.1");
+        ip("route add default via fd01::1");
+        work()
+    });
+    let peer_thread = theirs.recv().unwrap().as_raw_nonzero();
+    ip(&format!(
+        "link add west mtu {mtu} type veth peer name east mtu 1500 netns {peer_thread}"
+    ));
+    ip("address add 192.0.2.1/24 dev west");
+    ip("address add fd01::1/64 dev west nodad");
+    ip("link set west up");
+    prepare();
+    go.send(()).unwrap();
+    peer.join().unwrap()
+}
+
 /// The peer fetches from the guest, over both versions and twice.
 fn a_guest_learns_what_its_path_carries(settings: &'static str) {
     in_private_network(move || {
         let world = World::start(settings);
         let guest = world.guest("far");
-        for file in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-            std::fs::write(Path::new("/proc/sys/net").join(file), "1").unwrap();
-        }
-        let (whose, theirs) = mpsc::channel();
-        let (go, gone) = mpsc::channel::<()>();
         let sources = [guest.v4(SOURCE_PORT), guest.v6(SOURCE_PORT)];
-        let peer = thread::spawn(move || {
-            // SAFETY: only this thread's network namespace changes, nothing that other
-            // threads of the process rely on.
-            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("unshare");
-            netlink(async |netlink| netlink.set_up(1).await.expect("loopback"));
-            whose.send(rustix::thread::gettid()).unwrap();
-            gone.recv().unwrap();
-            ip("address add 192.0.2.2/24 dev east");
-            ip("address add fd01::2/64 dev east nodad");
-            ip("link set east up");
-            ip("route add default via 192.0.2.1");
-            ip("route add default via fd01::1");
+        let fetch = move || {
             // Another connection to the same peer knows the path from the start.
             [0, 1, 0, 1].map(|n: usize| {
                 bulk_receive(sources[n], BULK / 4, n as u64, BULK_PATIENCE).unwrap()
             })
-        });
-        let peer_thread = theirs.recv().unwrap().as_raw_nonzero();
-        ip(&format!(
-            "link add west mtu 1300 type veth peer name east mtu 1500 netns {peer_thread}"
-        ));
-        ip("address add 192.0.2.1/24 dev west");
-        ip("address add fd01::1/64 dev west nodad");
-        ip("link set west up");
-        go.send(()).unwrap();
-        for report in peer.join().unwrap() {
+        };
+        for report in beyond_a_router(1300, || (), fetch) {
             assert!(report.checksum_ok);
         }
         // The router had something to say, and not about every segment.
@@ -101,4 +115,41 @@ fn a_guest_learns_what_its_path_carries_and_has_the_host_cut_its_frames() {
 #[test]
 fn a_guest_without_offloads_learns_what_its_path_carries_and_cuts_itself() {
     a_guest_learns_what_its_path_carries("no_offloads = true");
+}
+
+/// The queue holds less than one connection may have in flight, let alone eight.
+#[test]
+fn connections_that_share_a_narrow_queue_hold_themselves_back() {
+    in_private_network(|| {
+        const EACH: u64 = 1_000_000;
+        let world = World::start("");
+        let guest = world.guest("far");
+        let source = guest.v4(SOURCE_PORT);
+        let fetch = move || {
+            let fetch = move |seed| bulk_receive(source, EACH, seed, BULK_PATIENCE);
+            // The threads are made by this one and inherit its namespace.
+            let fetching: Vec<_> = (0..8)
+                .map(|seed| thread::spawn(move || fetch(seed)))
+                .collect();
+            fetching
+                .into_iter()
+                .map(|fetching| fetching.join().unwrap().unwrap().checksum_ok)
+                .collect::<Vec<_>>()
+        };
+        let shape = || {
+            let words = "qdisc add dev west root tbf rate 20mbit burst 32k limit 64k";
+            let tc = Command::new("tc").args(words.split(' ')).output().unwrap();
+            let said = String::from_utf8_lossy(&tc.stderr);
+            assert!(tc.status.success(), "tc {words}: {said}");
+        };
+        assert_eq!(beyond_a_router(1500, shape, fetch), [true; 8]);
+        let sent = world
+            .running("far")
+            .unwrap()
+            .counters
+            .guest_to_host
+            .bytes_out;
+        // Three times as much, if they did not.
+        assert!(sent < 8 * EACH * 17 / 10, "{sent} bytes were sent");
+    });
 }

@@ -323,6 +323,7 @@ impl Sockets {
             return Ending::Malformed;
         };
         let mut flow = Flow::new(key, cell, options);
+        flow.recovery.scaled_by(syn.tcp.window_scale);
         flow.recovery
             .synchronized(isn.wrapping_add(1), irs.wrapping_add(1), round_trip);
         self.table.replace(index, Entry::Flow(flow.into()));

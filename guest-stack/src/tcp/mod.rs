@@ -25,6 +25,7 @@ pub(crate) mod memory;
 pub(crate) mod birth;
 pub(crate) mod cookie;
 pub(crate) mod half_open;
+mod congestion;
 pub(crate) mod recovery;
 pub(crate) mod connection;
 mod fin;

@@ -16,6 +16,8 @@
 //!   where a window is closed and not all in flight is acknowledged: smoltcp then
 //!   probes with what was not sent yet, and that may be nothing.
 //!
+//! What of it is a sign of congestion, `congestion` decides.
+//!
 //! A FIN for which smoltcp has no timer, with all data before it acknowledged, is
 //! sent again from here: nothing makes the socket do it.
 //!
@@ -25,6 +27,7 @@
 //! `ingress` says what arrived, `egress` what was sent, and when there is time.
 
 use alloc::vec;
+use alloc::vec::Vec;
 
 use shm_link::link::FrameTx;
 use smoltcp::iface::SocketSet;
@@ -33,6 +36,7 @@ use smoltcp::socket::tcp::State;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, TcpControl, TcpOption, TcpPacket, TcpRepr, TcpSeqNumber};
 
+use super::congestion::Congestion;
 use super::connection::{Flow, Owner};
 use super::segment::{MAX_LEN, Segment};
 use crate::classify::{
@@ -63,6 +67,13 @@ const MARGIN: Duration = Duration::from_millis(2);
 /// back: Linux does for 40 ms.
 const LONE_MARGIN: Duration = Duration::from_millis(50);
 
+/// A last round trip of more than this, in µs, does not make the silence longer after which
+/// something is taken for lost: three more probes come before smoltcp's time-out.
+const LONGEST_QUEUE_US: u32 = 100_000;
+
+/// Probes without an answer after which all that is in flight is taken for lost.
+const PROBES_IN_VAIN: u8 = 3;
+
 /// smoltcp's shortest retransmission timeout: no probe is that late.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -92,7 +103,7 @@ pub(crate) struct View {
     unread: usize,
 }
 
-/// What a connection remembers of its losses: 128 bytes.
+/// What a connection remembers of its losses: 160 bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Recovery {
     /// The first unacknowledged sequence number, once data was acknowledged.
@@ -107,6 +118,9 @@ pub(crate) struct Recovery {
     window_end: Option<u32>,
     /// The window field of the peer's last segment.
     window: u16,
+    /// By how much the peer scales its windows.
+    shift: u8,
+    congestion: Congestion,
     /// A loss was noticed when this was the highest, and not all below it is
     /// acknowledged.
     recover: Option<u32>,
@@ -128,6 +142,9 @@ pub(crate) struct Recovery {
     forgotten: bool,
     /// The peer's window is closed, and smoltcp has nothing to probe it with.
     shut: bool,
+    /// Our SYN was sent more than once, so smoltcp's first time-out is as long as the last
+    /// wait was (RFC 6298, 5.7, would have it begin anew).
+    repeated: bool,
     /// What was acknowledged last while nothing but our FIN was missing.
     before_fin: Option<u32>,
 }
@@ -141,6 +158,8 @@ impl Recovery {
             rcv_nxt: 0,
             window_end: None,
             window: 0,
+            shift: 0,
+            congestion: Congestion::default(),
             recover: None,
             resent: None,
             sample: None,
@@ -151,8 +170,14 @@ impl Recovery {
             due: false,
             forgotten: false,
             shut: false,
+            repeated: false,
             before_fin: None,
         }
+    }
+
+    /// What the peer's SYN says of the windows that follow (RFC 7323, 2.2).
+    pub(crate) fn scaled_by(&mut self, shift: Option<u8>) {
+        self.shift = shift.unwrap_or(0).min(14);
     }
 
     /// The handshake is complete: what follows either side's SYN, and how long our SYN and
@@ -228,6 +253,10 @@ impl Recovery {
                 1 => self.recover.or(self.highest),
                 _ => None,
             };
+            match tally.resent {
+                1 => self.congestion.lost(in_flight),
+                _ => self.congestion.timed_out(in_flight),
+            }
         }
         self.highest = tally.highest;
         if tally.fresh {
@@ -236,6 +265,7 @@ impl Recovery {
             }
             if self.recover.is_none() && self.sample.is_none() {
                 self.sample = self.highest.map(|highest| (highest, now));
+                self.congestion.round_begins();
             }
         }
     }
@@ -253,11 +283,13 @@ impl Recovery {
         if before.state == State::SynSent && after_it.state == State::Established {
             let sample = self.sample.take().filter(|(end, _)| *end == tcp.ack);
             let round_trip = sample.map(|(_, at)| now - at);
+            self.repeated = round_trip.is_none();
             self.synchronized(tcp.ack, tcp.seq.wrapping_add(1), round_trip);
             self.window = TcpPacket::new_checked(tcp_bytes).map_or(0, |packet| {
                 // This one is not scaled, all others are (RFC 7323, 2.2).
                 let window = packet.window_len();
-                (window >> window_scale(&packet)).max(window.min(1))
+                self.shift = window_scale(&packet);
+                (window >> self.shift).max(window.min(1))
             });
             return;
         }
@@ -274,10 +306,17 @@ impl Recovery {
             && self.acked.is_none_or(|acked| !after(acked, tcp.ack));
         if acceptable {
             self.window = packet.window_len();
+            // After a long silence: the way is free again, and the next probe would be late.
+            let rested = self.resent.is_none_or(|(at, _)| now >= at + MIN_PATIENCE);
+            self.due |= self.probes >= PROBES_IN_VAIN && rested && self.in_flight() > 0;
         }
         if after_it.unacknowledged < before.unacknowledged {
             // The socket took data off its buffer: it believes this segment.
             self.acked = Some(tcp.ack);
+            let bytes = before.unacknowledged - after_it.unacknowledged;
+            let recovering = self.recover.is_some();
+            // A send buffer holds less than 2³⁰.
+            self.congestion.acknowledged(bytes as u32, recovering);
             self.progress(now, tcp.ack, &packet);
         } else if acceptable
             && self.acked == Some(tcp.ack)
@@ -300,8 +339,16 @@ impl Recovery {
             self.highest = Some(ack);
         }
         self.since = now;
-        self.probes = 0;
+        let probes = core::mem::take(&mut self.probes);
         self.due = false;
+        if let Some((at, end)) = self.resent
+            && !after(end, ack)
+        {
+            let micros = (now - at).total_micros().min(60_000_000) as u32;
+            // After a silence nobody knows which of the probes is answered.
+            let known = (probes < PROBES_IN_VAIN).then_some(micros);
+            self.congestion.answered(known, after(ack, end));
+        }
         if let Some((end, at)) = self.sample
             && !after(end, ack)
         {
@@ -331,6 +378,7 @@ impl Recovery {
     fn measured(&mut self, round_trip: Duration) {
         // A minute at most.
         let sample = round_trip.total_micros().min(60_000_000) as u32;
+        self.congestion.round_ends(sample);
         self.srtt_us = Some(match self.srtt_us {
             None => sample,
             // RFC 6298, 2.3, with the values that it gives.
@@ -338,8 +386,15 @@ impl Recovery {
         });
     }
 
+    /// The peer's window, or the narrower one that the socket is to see.
+    fn shown_window(&self) -> u16 {
+        self.congestion.clip(self.window, self.shift)
+    }
+
     /// The link lost what was on it, and carries frames again.
     fn link_is_back(&mut self, now: Instant) {
+        // That was no congestion.
+        self.congestion.forgive();
         self.probes = 0;
         self.since = now;
         self.due = self.in_flight() > 0;
@@ -349,8 +404,13 @@ impl Recovery {
     fn deadline(&self, mtu: usize) -> Option<Instant> {
         let in_flight = self.in_flight() as usize;
         let round_trip = match self.srtt_us {
-            Some(micros) => Duration::from_micros(micros.into()),
-            None if self.forgotten || self.shut => TIMEOUT,
+            // A queue that is just filling has made it longer than it was. A host that was
+            // away has not.
+            Some(micros) => {
+                let micros = micros.max(self.congestion.latest_us().min(LONGEST_QUEUE_US));
+                Duration::from_micros(micros.into())
+            }
+            None if self.forgotten || self.shut || self.repeated => TIMEOUT,
             None => return None,
         };
         if in_flight == 0 {
@@ -363,7 +423,7 @@ impl Recovery {
         // Ten milliseconds are more than a second after seven probes, and more than
         // a minute after thirteen.
         let patience = patience * (1 << self.probes.min(13));
-        if self.forgotten || self.shut {
+        if self.forgotten || self.shut || self.repeated && self.srtt_us.is_none() {
             let least = if self.window == 0 {
                 TIMEOUT
             } else {
@@ -383,6 +443,10 @@ impl Recovery {
         if late {
             self.probes = self.probes.saturating_add(1);
             self.since = now;
+            // Before smoltcp's time-out comes, which sends all at once that the window takes.
+            if self.probes >= PROBES_IN_VAIN {
+                self.congestion.timed_out(self.in_flight());
+            }
         }
         let due = core::mem::take(&mut self.due) || late;
         (due && self.window != 0 || late) && self.in_flight() > 0
@@ -422,6 +486,43 @@ impl Flow {
             unacknowledged: socket.send_queue(),
             unread: socket.recv_queue(),
         })
+    }
+
+    /// The frame with the window that the socket is to be shown in place of the peer's, in
+    /// `room`; `None`: the frame as it is.
+    pub(crate) fn narrowed<'r>(&mut self, frame: &[u8], room: &'r mut Vec<u8>) -> Option<&'r [u8]> {
+        let recovery = &mut self.recovery;
+        if !recovery.congestion.is_narrow() {
+            return None;
+        }
+        let Some(Class::Ip(packet)) = classify(frame) else {
+            return None;
+        };
+        let Kind::Tcp(tcp) = packet.kind else {
+            return None;
+        };
+        // Its SYN's window is not scaled.
+        if tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK) != TCP_ACK {
+            return None;
+        }
+        let window = recovery.congestion.show(tcp.window, recovery.shift);
+        if window == tcp.window {
+            return None;
+        }
+        room.clear();
+        room.extend_from_slice(frame);
+        let header = room.get_mut(packet.payload.start..)?;
+        header
+            .get_mut(14..16)?
+            .copy_from_slice(&window.to_be_bytes());
+        let field: &mut [u8; 2] = header.get_mut(16..18)?.try_into().ok()?;
+        // What was wrong stays wrong (RFC 1624, equation 3).
+        let sum =
+            u32::from(!u16::from_be_bytes(*field)) + u32::from(!tcp.window) + u32::from(window);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        *field = sum.to_be_bytes();
+        Some(room)
     }
 
     /// A frame was fed to the socket, which was like `before`. The link `vouches` for
@@ -590,7 +691,7 @@ impl Flow {
                 // smoltcp's sequence numbers are signed.
                 seq_number: TcpSeqNumber(seq as i32),
                 ack_number: Some(TcpSeqNumber(ack as i32)),
-                window_len: self.recovery.window,
+                window_len: self.recovery.shown_window(),
                 window_scale: None,
                 max_seg_size: None,
                 sack_permitted: false,
@@ -733,7 +834,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_remembers_of_its_losses_is_small() {
-        assert!(size_of::<Recovery>() <= 128, "{}", size_of::<Recovery>());
+        assert!(size_of::<Recovery>() <= 160, "{}", size_of::<Recovery>());
     }
 
     #[test]

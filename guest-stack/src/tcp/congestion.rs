@@ -1,0 +1,279 @@
+//! How much may be in flight on a path that is narrower than the peer's window.
+//!
+//! A guest's first hop is memory, and nothing is held back there: what a peer's window
+//! takes is sent. Behind the host there may be a queue that many connections share, and
+//! senders that fill it again and again lose more than they bring through. So a connection
+//! that loses segments *and* waits longer for its acknowledgements than it had to (a queue
+//! was full) is given a window of its own: what the path carried in the last round trip, and
+//! at most seven tenths of what was in flight. It grows by a segment per round trip, or by
+//! what was acknowledged while no queue is to be seen, and is gone when the peer's is the
+//! narrower one. A loss without a queue says nothing about congestion, and changes nothing: a
+//! link that loses a tenth of everything carries more when it is used. A long silence
+//! says so all the same: the queue may have been so full that nothing came through. TCP Veno and Westwood
+//! are of that kind; RFC 5681 would halve the window at either.
+//!
+//! smoltcp's controllers count acknowledgements, of which the kernel sends one for 64 KB:
+//! they would take seconds to open on the link itself, and close at every loss. Here the
+//! socket is shown the narrower window in place of the peer's ([`Congestion::show`]), and
+//! obeys. Decides only; `recovery` says what was acknowledged and lost.
+
+/// Data of a full segment, about.
+const SEGMENT: u32 = 1460;
+/// Nobody is held back further: with fewer in flight no duplicates show a loss (RFC 5681,
+/// 3.2).
+const LEAST: u32 = 4 * SEGMENT;
+/// More than twice the shortest round trip and this is a queue, not a busy processor.
+const QUEUE_US: u32 = 4_000;
+
+/// A connection's window, and what it is made from.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Congestion {
+    /// Bytes that may be in flight; `None`: what the peer takes.
+    window: Option<u32>,
+    /// The shortest round trip, in µs, once there was one.
+    shortest_us: Option<u32>,
+    /// The last round trip, in µs, be it of something that was sent twice: that answer came
+    /// late because of a queue, or is the first one's, and then it says less than was true.
+    latest_us: u32,
+    /// The loss that is made good now was taken for what it is.
+    noticed: bool,
+    /// The window is one for a long silence.
+    silent: bool,
+    /// Bytes acknowledged since the round trip began that is measured now.
+    arrived: u32,
+    /// Bytes acknowledged in the round trip that was measured last.
+    carried: u32,
+}
+
+impl Congestion {
+    /// Whether less may be in flight than the peer takes.
+    pub(crate) fn is_narrow(&self) -> bool {
+        self.window.is_some()
+    }
+
+    /// Bytes that may be in flight; `None`: as many as the peer takes.
+    #[cfg(test)]
+    fn window(&self) -> Option<u32> {
+        self.window
+    }
+
+    /// Something is sent whose round trip will be measured.
+    pub(crate) fn round_begins(&mut self) {
+        self.arrived = 0;
+    }
+
+    /// A round trip was measured.
+    pub(crate) fn round_ends(&mut self, round_trip_us: u32) {
+        self.carried = self.arrived;
+        self.latest_us = round_trip_us;
+        // The path may have become another: what was is forgotten slowly.
+        let known = self
+            .shortest_us
+            .map(|known| known.saturating_add(known / 256 + 1));
+        self.shortest_us = Some(known.map_or(round_trip_us, |known| known.min(round_trip_us)));
+    }
+
+    /// Something that was sent again was acknowledged, so long after that if it is known, and
+    /// perhaps more (`beyond`). Then a long silence was not because all was lost (RFC 5682).
+    pub(crate) fn answered(&mut self, round_trip_us: Option<u32>, beyond: bool) {
+        if core::mem::take(&mut self.silent) && beyond {
+            self.window = None;
+        }
+        self.latest_us = round_trip_us.unwrap_or(self.latest_us);
+    }
+
+    /// Whether acknowledgements take so much longer than they have to.
+    fn is_queueing(&self, more_us: u32) -> bool {
+        let latest = self.latest_us;
+        self.shortest_us
+            .is_some_and(|shortest| latest > shortest.saturating_mul(2) + more_us)
+    }
+
+    /// So many bytes were acknowledged. `recovering`: not all that was in flight at the last
+    /// loss is.
+    pub(crate) fn acknowledged(&mut self, bytes: u32, recovering: bool) {
+        self.noticed &= recovering;
+        self.arrived = self.arrived.saturating_add(bytes);
+        let Some(window) = self.window else {
+            return;
+        };
+        if recovering {
+            return;
+        }
+        let more = match self.is_queueing(QUEUE_US / 4) {
+            // Less than the segment.
+            true => (u64::from(SEGMENT) * u64::from(bytes.min(window)) / u64::from(window)) as u32,
+            false => bytes,
+        };
+        self.window = Some(window.saturating_add(more.max(1)));
+    }
+
+    /// Something of so much in flight is sent again. That counts once for all that is lost
+    /// of it.
+    pub(crate) fn lost(&mut self, in_flight: u32) {
+        if self.noticed || !self.is_queueing(QUEUE_US) {
+            return;
+        }
+        self.noticed = true;
+        let most = in_flight.min(self.window.unwrap_or(u32::MAX)) / 10 * 7;
+        self.window = Some(self.carried.min(most).max(LEAST));
+    }
+
+    /// Nothing was heard for long, and all of it is sent again: as much as is sure to fit at
+    /// first (RFC 5681, 3.1).
+    pub(crate) fn timed_out(&mut self, in_flight: u32) {
+        self.noticed = false;
+        if in_flight > LEAST {
+            self.window = Some(LEAST);
+            self.silent = true;
+        }
+    }
+
+    /// What was lost was not lost in a queue.
+    pub(crate) fn forgive(&mut self) {
+        self.window = None;
+    }
+
+    /// What the socket is shown of the peer's window, which is scaled by `shift`. A
+    /// narrower one of the peer's ends ours.
+    pub(crate) fn show(&mut self, window: u16, shift: u8) -> u16 {
+        let shown = self.clip(window, shift);
+        if shown == window && window > 0 {
+            self.window = None;
+        }
+        shown
+    }
+
+    /// The narrower of this window and ours.
+    pub(crate) fn clip(&self, window: u16, shift: u8) -> u16 {
+        match self.window {
+            Some(ours) if ours < u32::from(window) << shift.min(14) => {
+                // Not nothing: that would be probed. Less than the peer's, of 16 bits.
+                (ours >> shift.min(14)).max(1) as u16
+            }
+            _ => window,
+        }
+    }
+
+    /// The last round trip, in µs, as far as one is known.
+    pub(crate) fn latest_us(&self) -> u32 {
+        self.latest_us
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One whose round trips take `shortest` µs, and carry `carried` bytes.
+    fn with(shortest: u32, carried: u32) -> Congestion {
+        let mut congestion = Congestion::default();
+        congestion.round_begins();
+        congestion.acknowledged(carried, false);
+        congestion.round_ends(shortest);
+        congestion
+    }
+
+    /// Losses from now on are of something else that was in flight.
+    fn another(congestion: &mut Congestion) {
+        congestion.acknowledged(0, false);
+    }
+
+    #[test]
+    fn a_loss_without_a_queue_holds_nobody_back() {
+        let mut congestion = with(100, 60_000);
+        congestion.lost(1 << 20);
+        congestion.answered(Some(150), false);
+        congestion.lost(1 << 20);
+        // A busy processor.
+        congestion.answered(Some(4_000), false);
+        congestion.lost(1 << 20);
+        assert_eq!(congestion.window(), None);
+        assert_eq!(congestion.show(65_535, 7), 65_535);
+        // Nothing is known of the path.
+        let mut unknown = Congestion::default();
+        unknown.answered(Some(100_000), false);
+        unknown.lost(1 << 20);
+        assert_eq!(unknown.window(), None);
+    }
+
+    #[test]
+    fn a_loss_in_a_queue_leaves_what_the_path_carries() {
+        let mut congestion = with(20_000, 60_000);
+        congestion.answered(Some(60_000), false);
+        congestion.lost(1 << 20);
+        assert_eq!(congestion.window(), Some(60_000));
+        assert_eq!(congestion.show(65_535, 7), (60_000 >> 7) as u16);
+        // What else of that is missing tells nothing new.
+        congestion.lost(60_000);
+        assert_eq!(congestion.window(), Some(60_000));
+        another(&mut congestion);
+        congestion.lost(60_000);
+        assert_eq!(congestion.window(), Some(42_000));
+        for _ in 0..20 {
+            another(&mut congestion);
+            congestion.lost(42_000);
+        }
+        assert_eq!(congestion.window(), Some(LEAST));
+    }
+
+    #[test]
+    fn after_a_timeout_little_is_sent_and_then_twice_as_much_each_round_trip() {
+        let mut congestion = with(20_000, 60_000);
+        congestion.timed_out(LEAST);
+        assert_eq!(congestion.window(), None, "it was no more before");
+        congestion.timed_out(60_000);
+        assert_eq!(congestion.window(), Some(LEAST));
+        congestion.answered(Some(20_000), false);
+        congestion.acknowledged(LEAST, false);
+        congestion.acknowledged(2 * LEAST, false);
+        assert_eq!(congestion.window(), Some(4 * LEAST));
+        // What is acknowledged beyond what was sent again had arrived long ago.
+        congestion.timed_out(60_000);
+        congestion.answered(None, true);
+        assert_eq!(congestion.window(), None);
+    }
+
+    #[test]
+    fn a_window_grows_by_a_segment_in_a_queue_and_by_all_without() {
+        let mut congestion = with(20_000, 60_000);
+        congestion.answered(Some(60_000), false);
+        congestion.lost(1 << 20);
+        congestion.acknowledged(60_000, true);
+        assert_eq!(congestion.window(), Some(60_000), "not while it recovers");
+        congestion.acknowledged(60_000, false);
+        assert_eq!(congestion.window(), Some(60_000 + SEGMENT));
+        congestion.answered(Some(30_000), false);
+        congestion.acknowledged(61_460, false);
+        assert_eq!(congestion.window(), Some(2 * 61_460));
+        // The peer takes less: there is nothing to hold back.
+        assert_eq!(congestion.show(100, 7), 100);
+        assert_eq!(congestion.window(), None);
+    }
+
+    #[test]
+    fn a_window_is_never_shown_as_none_and_a_closed_one_stays_closed() {
+        let mut congestion = with(20_000, 0);
+        congestion.answered(Some(60_000), false);
+        congestion.lost(1 << 20);
+        assert_eq!(congestion.show(65_535, 14), 1);
+        assert_eq!(congestion.show(65_535, 99), 1);
+        assert_eq!(congestion.show(0, 7), 0);
+        assert_eq!(
+            congestion.window(),
+            Some(LEAST),
+            "still there when it opens"
+        );
+        assert_eq!(congestion.show(65_535, 0), LEAST as u16);
+    }
+
+    #[test]
+    fn a_path_that_has_become_longer_is_believed_in_time() {
+        let mut congestion = with(20_000, 60_000);
+        for _ in 0..1_000 {
+            congestion.round_ends(100_000);
+        }
+        congestion.lost(1 << 20);
+        assert_eq!(congestion.window(), None);
+    }
+}
