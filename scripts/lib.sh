@@ -115,6 +115,18 @@ recorded() {
     read -r PID start 2>/dev/null <"$STATE/$1.pid" && still_runs "$PID" "$start"
 }
 
+# Sets VM_GUEST_IMAGE, freshly built where this user builds.
+find_image() {
+    local target
+    [ -z "${VM_GUEST_IMAGE:-}" ] || return 0
+    target=$(cd "$ROOT" && realpath -m "${CARGO_TARGET_DIR:-target}")/vm-guest
+    if [ -O "$ROOT/Cargo.toml" ] && command -v cargo >/dev/null; then
+        (cd "$ROOT/vm-guest" && cargo build --locked --quiet --release --target-dir "$target") ||
+            die "the image does not build"
+    fi
+    export VM_GUEST_IMAGE=$target/release/vm-guest
+}
+
 # spawn NAME COMMAND...: starts a process that outlives the script. Its output
 # goes to NAME.log; its input comes from the pipe NAME.in where there is one.
 spawn() {

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 #
 # The daemon under a real systemd, which keeps the guests: docs/host-bridge.service as it
-# is, in a systemd that is process 1 of namespaces of its own. Needs root.
+# is, in a systemd that is process 1 of namespaces of its own. The guests are eight
+# processes, and a machine under QEMU, which connects only once. Needs root.
 #
 # That systemd must not find the machine: a service of the distribution's that runs there
 # (such as the one that clears /tmp) would do it to the machine's files. So its root is a
@@ -87,28 +88,41 @@ is_up() {
     inside 5 systemctl is-active --quiet test.target
 }
 
-guest_answers() {
-    inside 5 curl -fsS -m 1 http://10.77.0.2/ && grep -q '^Hello from one,' <<<"$OUT"
+guests_answer() {
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    inside 20 bash -c 'for at; do curl -fsS -m 2 "http://$at/" || exit 1; done' - "${AT[@]}" &&
+        [ "$(grep -c '^Hello from guest[1-8],' <<<"$OUT")" -eq 8 ] &&
+        grep -q '^Hello from machine,' <<<"$OUT"
 }
 
-# goes_on COMMAND...: one connection and one transfer, before and after the command
-# replaced the daemon. The TAP is the same and the daemon another.
+# goes_on COMMAND...: a connection and a transfer of each guest, before and after the command
+# replaced the daemon. The first TAP is the same and the daemon another.
 goes_on() {
     local before after
     before="$(tap)" || return 1
     after=$(property MainPID)
     # shellcheck disable=SC2016 # expanded by the inner shell
-    inside 60 bash -c '
-        exec 3<>/dev/tcp/10.77.0.2/7
-        echo before >&3 && read -r -t 10 first <&3 || exit 1
-        curl -fsS -m 50 --limit-rate 30M http://10.77.0.2/bytes/100000000 | sha256sum >/run/sum &
+    inside 100 bash -c '
+        read -ra all <<<"$1"
+        shift
+        echoes=()
+        for at in "${all[@]}"; do
+            exec {echo}<>"/dev/tcp/$at/7" && echoes+=("$echo") || exit 1
+            echo before >&"$echo" && read -r -t 10 said <&"$echo" && [ "$said" = before ] || exit 1
+        done
+        for at in "${all[@]}"; do
+            curl -fsS -m 90 --limit-rate 5M "http://$at/bytes/20000000" | sha256sum >"/run/sum.$at" &
+        done
         sleep 0.5
         "$@" >/dev/null || exit 1
         sleep 1
-        echo after >&3 && read -r -t 10 second <&3 || exit 1
-        wait $! && cat /run/sum && [ "$first $second" = "before after" ]
-    ' - "$@" && [ "${OUT%% *}" = "$SUM" ] || return 1
-    DETAIL="100 MB with the right checksum meanwhile"
+        for echo in "${echoes[@]}"; do
+            echo after >&"$echo" && read -r -t 10 said <&"$echo" && [ "$said" = after ] || exit 1
+        done
+        wait
+        cat /run/sum.*
+    ' - "${AT[*]}" "$@" && [ "$(grep -c "^$SUM " <<<"$OUT")" -eq "${#AT[@]}" ] || return 1
+    DETAIL="20 MB of each guest with the right checksum meanwhile"
     [ "$(tap)" = "$before" ] && [ "$(property MainPID)" != "$after" ]
 }
 
@@ -122,7 +136,9 @@ stops() {
 }
 
 starts_again() {
-    inside 20 systemctl start host-bridge && until_true 10 guest_answers
+    # A machine that lost its daemon for good must be started anew.
+    inside 20 systemctl start host-bridge && inside 20 systemctl restart machine &&
+        until_true 40 guests_answer
 }
 
 # shellcheck disable=SC2317 # called by the trap
@@ -140,7 +156,7 @@ remove_cgroup() {
     [ ! -d "$CGROUP" ]
 }
 
-need unshare=util-linux nsenter=util-linux ip=iproute2 curl=curl
+need unshare=util-linux nsenter=util-linux ip=iproute2 curl=curl qemu-system-x86_64=qemu-system-x86
 [ -x $SYSTEMD ] || die "missing: systemd (Debian: apt-get install systemd)"
 [ "$EUID" -eq 0 ] || die "needs root"
 find_programs
@@ -148,7 +164,8 @@ STATE=$(mktemp -d)
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 mkdir "$STATE"/{bin,units,root}
-cp "$HOST_BRIDGE" "$DEMO_GUEST" "$STATE/bin"
+find_image
+cp "$HOST_BRIDGE" "$DEMO_GUEST" "$VM_GUEST_IMAGE" "$STATE/bin"
 cp "$ROOT/docs/host-bridge.service" "$STATE/units"
 for target in test sysinit basic shutdown network-pre; do
     printf '[Unit]\nDefaultDependencies=no\n' >"$STATE/units/$target.target"
@@ -156,13 +173,25 @@ done
 # There is no journal.
 mkdir "$STATE/units/service.d"
 printf '[Service]\nStandardError=append:/run/log\n' >"$STATE/units/service.d/log.conf"
-cat >"$STATE/units/guest.service" <<'TEXT'
+cat >"$STATE/units/guest@.service" <<'TEXT'
 [Unit]
 After=host-bridge.service
 [Service]
-ExecStart=/usr/local/bin/demo-guest --name one
+ExecStart=/usr/local/bin/demo-guest --name guest%i
 TEXT
-SUM=250f404dbeb86450579855234de9d3b3cb523ed6bd3325fd4cb13e3add7850d4
+cat >"$STATE/units/machine.service" <<'TEXT'
+[Unit]
+After=host-bridge.service
+[Service]
+ExecStart=/usr/bin/qemu-system-x86_64 -accel tcg -cpu max -nodefaults -display none -m 128 \
+    -kernel /usr/local/bin/vm-guest -append name=machine \
+    -chardev socket,path=/run/host-bridge.sock,id=net \
+    -device ivshmem-doorbell,chardev=net,vectors=1
+TEXT
+# Nine guests, and the first 20 MB of the pattern that they serve.
+AT=()
+for slot in {0..8}; do AT+=("10.77.0.$((slot * 4 + 2))"); done
+SUM=1d8ceb171d0f2809ce64e94b3fb7d280d18092780723ceeae548ca9589fdd2ba
 
 # A control group of its own, for it would move the processes of the one it finds.
 HIERARCHY=$(findmnt -nt cgroup2 -o TARGET | head -n 1)
@@ -177,14 +206,14 @@ init_runs() {
 }
 until_true 10 init_runs || die "systemd does not start here: $(tail -n 3 "$STATE/unshare.log")"
 
-inside 20 systemctl start host-bridge guest
-check "the daemon is ready under systemd, and its guest answers" until_true 10 guest_answers
+inside 20 systemctl start host-bridge guest@{1..8} machine
+check "the daemon is ready under systemd, and its guests answer" until_true 40 guests_answer
 check "guests go on when the daemon is replaced" goes_on host-bridge restart
 check "guests go on when the daemon is killed" \
     goes_on systemctl kill --kill-whom=main --signal=KILL host-bridge
 check "guests go on when systemd restarts the daemon" goes_on systemctl restart host-bridge
 check "what is kept is let go when the daemon is stopped" stops
-check "the guest comes again when the daemon is started" starts_again
+check "the guests come again when the daemon is started" starts_again
 printf '%d passed, %d failed\n' "$PASSED" "$FAILED"
 [ "$FAILED" -gt 0 ] || exit 0
 inside 5 tail -n 40 /run/log

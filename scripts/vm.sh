@@ -17,18 +17,6 @@ TOOLS=(qemu-system-x86_64=qemu-system-x86)
 # shellcheck source=scripts/topology/common.sh
 . "$(dirname "$(realpath "$0")")/topology/common.sh"
 
-# Sets VM_GUEST_IMAGE, freshly built where this user builds.
-find_image() {
-    local target
-    [ -z "${VM_GUEST_IMAGE:-}" ] || return 0
-    target=$(cd "$ROOT" && realpath -m "${CARGO_TARGET_DIR:-target}")/vm-guest
-    if [ -O "$ROOT/Cargo.toml" ] && command -v cargo >/dev/null; then
-        (cd "$ROOT/vm-guest" && cargo build --locked --quiet --release --target-dir "$target") ||
-            die "the image does not build"
-    fi
-    export VM_GUEST_IMAGE=$target/release/vm-guest
-}
-
 # start_vm NAME ACCELERATOR CPU
 start_vm() {
     spawn "$1" ip netns exec "$NS-void" qemu-system-x86_64 -accel "$2" -cpu "$3" \

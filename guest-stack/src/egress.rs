@@ -66,6 +66,10 @@ impl Sockets {
     /// Gives a slot its turn and sets its deadline.
     pub(crate) fn serve(&mut self, index: u32, now: Instant, tx: &mut dyn FrameTx) -> Turn {
         self.counters.flows_polled += 1;
+        if let Entry::HalfOpen(_) = self.table.entry(index) {
+            self.let_in(index, now, tx);
+            return Turn::Done;
+        }
         if let Entry::Flow(flow) = self.table.entry(index) {
             let watch = flow.ending();
             self.io.watched = watch.then_some(None);

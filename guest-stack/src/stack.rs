@@ -177,9 +177,16 @@ impl<L: Link> Stack<L> {
         more_work |= !blocked && (sockets.table.any_dirty() || !sockets.notices.is_empty());
         let timers = earlier(sockets.table.deadline(), sockets.autoconf.deadline());
         let others = earlier(self.application_deadline, sockets.groups_at);
+        // What cannot be said without room waits for that, and for no time.
+        let others = others.filter(|at| !blocked || *at > now);
         self.deadline = earlier(timers, others);
         more_work |= !blocked && self.deadline.is_some_and(|at| at <= now);
         self.status(more_work, taken > 0)
+    }
+
+    /// What is to be done after something was done without a poll.
+    pub(crate) fn due(&self) -> Poll {
+        self.status(self.sockets.table.any_dirty(), false)
     }
 
     fn status(&self, more_work: bool, received: bool) -> Poll {

@@ -315,7 +315,16 @@ impl<L: Link, P: Platform> TcpListener<L, P> {
                     }
                 }
                 Err(error) => Poll::Ready(Err(error)),
-                Ok((id, peer)) => Poll::Ready(Ok((self.network.adopt(id), peer))),
+                Ok((id, peer)) => {
+                    // Somebody may have waited for the room.
+                    let due = inner.stack.due();
+                    let kick = inner.must_wake(&due);
+                    drop(inner);
+                    if kick {
+                        self.network.0.platform.kick_driver();
+                    }
+                    Poll::Ready(Ok((self.network.adopt(id), peer)))
+                }
             }
         })
         .await

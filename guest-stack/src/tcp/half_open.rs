@@ -76,6 +76,10 @@ pub(crate) struct HalfOpen {
     pub(crate) silent: bool,
     /// The peer answered, and there was no room for the connection.
     pub(crate) answered: bool,
+    /// The window field of that answer.
+    answer_window: u16,
+    /// It stands in its listener's row of those that wait for room.
+    pub(crate) in_row: bool,
 }
 
 impl HalfOpen {
@@ -106,6 +110,8 @@ impl HalfOpen {
             expires_at: now + timeout,
             silent: false,
             answered: false,
+            answer_window: 0,
+            in_row: false,
         }
     }
 
@@ -139,6 +145,8 @@ impl HalfOpen {
             expires_at: now + FIRST_REPEAT,
             silent: false,
             answered: false,
+            answer_window: 0,
+            in_row: false,
         }
     }
 
@@ -195,7 +203,8 @@ impl HalfOpen {
 
     /// The peer answered, and there is no room for its connection: it is given time, since
     /// it believes itself connected. Whether it had been silent.
-    pub(crate) fn wait_for_room(&mut self, now: Instant) -> bool {
+    pub(crate) fn wait_for_room(&mut self, now: Instant, window: u16) -> bool {
+        self.answer_window = window;
         if !self.answered {
             self.answered = true;
             // The next ACK answers nothing of ours.
@@ -262,6 +271,19 @@ impl HalfOpen {
                 payload: &[],
             },
         )
+    }
+
+    /// The peer's answer once more, without the data that may have come with it: those were
+    /// not taken, and come again.
+    pub(crate) fn answer(&self) -> Segment {
+        let mut answer = self.syn();
+        answer.tcp.control = TcpControl::None;
+        answer.tcp.seq_number = TcpSeqNumber(self.irs.wrapping_add(1) as i32);
+        answer.tcp.ack_number = Some(TcpSeqNumber(self.isn.wrapping_add(1) as i32));
+        answer.tcp.window_len = self.answer_window;
+        (answer.tcp.window_scale, answer.tcp.max_seg_size) = (None, None);
+        answer.tcp.sack_permitted = false;
+        answer
     }
 
     fn segment(&self, key: FlowKey, tcp: TcpRepr<'static>) -> Segment {

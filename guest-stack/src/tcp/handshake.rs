@@ -15,7 +15,7 @@ use super::connection::Flow;
 use super::half_open::{HalfOpen, Target, Verdict};
 use super::segment::{Received, Segment};
 use super::{TcpStreamId, birth, cookie};
-use crate::classify::{self, ETHERNET_LEN, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
+use crate::classify::{self, Class, ETHERNET_LEN, Kind, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
 use crate::context::Context;
 use crate::device::Wire;
 use crate::flow::{Entry, FlowKey, Handle};
@@ -306,11 +306,15 @@ impl Sockets {
         let most = self.config.limits.connections;
         if self.connections() >= most || !self.has_room(&key, listener, false) {
             if let Entry::HalfOpen(half_open) = self.table.entry(index) {
-                if half_open.wait_for_room(now) {
+                if half_open.wait_for_room(now, received.tcp.window) {
                     self.silent_half_open -= 1;
                 }
                 let deadline = half_open.deadline();
+                let joins = !core::mem::replace(&mut half_open.in_row, true);
                 self.table.set_deadline(index, Some(deadline));
+                if joins {
+                    self.join_row(index, listener);
+                }
             }
             return Ending::BacklogFull;
         }
@@ -343,6 +347,62 @@ impl Sockets {
             self.enqueue(id, listener);
         }
         Ending::Tcp
+    }
+
+    /// A handshake begins to wait for room in its listener's queue.
+    fn join_row(&mut self, index: u32, listener: Option<Handle>) {
+        let handle = self.table.handle(index);
+        let Some(Entry::Listener(of)) = listener.and_then(|listener| self.table.named(listener))
+        else {
+            return;
+        };
+        of.waiting.push_back(handle);
+        if of.waiting.len() > 2 * of.backlog {
+            // No more than a backlog of them are still there; others are forgotten by now.
+            let mut row = core::mem::take(&mut of.waiting);
+            row.retain(|waits| matches!(self.table.named(*waits), Some(Entry::HalfOpen(_))));
+            if let Some(Entry::Listener(of)) = listener.and_then(|l| self.table.named(l)) {
+                of.waiting = row;
+            }
+        }
+    }
+
+    /// There is room for a connection: the first that answered and found none has its turn,
+    /// and need not say it again.
+    pub(super) fn next_in_row(&mut self, listener: Handle) {
+        while let Some(Entry::Listener(listener)) = self.table.named(listener)
+            && let Some(first) = listener.waiting.pop_front()
+        {
+            if let Some(Entry::HalfOpen(half_open)) = self.table.named(first) {
+                half_open.in_row = false;
+                self.table.mark(first.index);
+                return;
+            }
+        }
+    }
+
+    /// The turn of a handshake that waited for room.
+    pub(crate) fn let_in(&mut self, index: u32, now: Instant, tx: &mut dyn FrameTx) {
+        let own = self.net.mac;
+        let Entry::HalfOpen(half_open) = self.table.entry(index) else {
+            return;
+        };
+        if !half_open.answered {
+            return;
+        }
+        let answer = half_open.answer();
+        let mut frame = alloc::vec![0; answer.frame_len()];
+        answer.write_frame(&mut frame, half_open.mac, own);
+        if let Some(Class::Ip(packet)) = classify::classify(&frame)
+            && let Kind::Tcp(tcp) = packet.kind
+        {
+            let received = Received {
+                packet: &packet,
+                tcp: &tcp,
+                frame: &frame,
+            };
+            self.establish(now, index, received, tx);
+        }
     }
 
     fn call_acceptor(

@@ -30,6 +30,8 @@ pub(crate) struct Listener {
     pub(super) backlog: usize,
     /// Connections that wait to be accepted.
     pub(super) queue: VecDeque<Handle>,
+    /// Handshakes whose peer has answered and found no room in the queue; some are gone.
+    pub(super) waiting: VecDeque<Handle>,
     /// Handshakes under way.
     pub(super) half_open: usize,
     acceptors: Vec<Waker>,
@@ -68,6 +70,7 @@ impl Sockets {
             options,
             backlog: backlog.max(1),
             queue: VecDeque::new(),
+            waiting: VecDeque::new(),
             half_open: 0,
             acceptors: Vec::new(),
         };
@@ -112,6 +115,7 @@ impl Sockets {
             if let Some(Entry::Flow(flow)) = self.table.named(handle) {
                 flow.owner = Owner::Application;
                 let stream = TcpStreamId(handle);
+                self.next_in_row(id.0);
                 return Ok((stream, self.tcp_peer_addr(stream)?));
             }
         }

@@ -292,7 +292,7 @@ fn with_cookies_switched_off_handshakes_beyond_the_backlog_are_not_answered() {
 }
 
 #[test]
-fn the_last_ack_of_a_handshake_waits_without_a_word_while_the_queue_is_full() {
+fn the_last_ack_of_a_handshake_waits_for_room_and_need_not_come_again() {
     let (mut bench, listener) = listening(2);
     let (first, first_answer) = half_open(&mut bench, 4000);
     let (second, second_answer) = half_open(&mut bench, 4001);
@@ -310,12 +310,49 @@ fn the_last_ack_of_a_handshake_waits_without_a_word_while_the_queue_is_full() {
     assert_eq!(segments(&mut bench, &last), []);
     assert_eq!(bench.stack.sockets().counters().rx_backlog_full, 1);
     assert_eq!(bench.stack.sockets().counters().tcp_established, 2);
-    bench.stack.sockets().tcp_accept(listener).unwrap();
-    // The SYN|ACK is repeated, and the peer acknowledges it again.
+    // While there is no room the SYN|ACK is repeated.
     let repeated = tcps(&bench.pass(Duration::from_secs(1)));
-    assert_eq!(repeated, [third_answer]);
+    assert_eq!(repeated, std::slice::from_ref(&third_answer));
     assert_eq!(segments(&mut bench, &last), []);
-    assert_eq!(bench.stack.sockets().counters().tcp_established, 3);
+    for established in [3, 3, 3] {
+        let (stream, _) = bench.stack.sockets().tcp_accept(listener).unwrap();
+        bench.settle();
+        let counters = bench.stack.sockets().counters();
+        assert_eq!(counters.tcp_established, established);
+        bench.stack.sockets().tcp_send(stream, b"welcome").unwrap();
+    }
+    let said = tcps(&bench.pass(Duration::from_millis(1)));
+    assert_eq!(said.len(), 3);
+    assert!(said.iter().all(|seen| seen.data == b"welcome"));
+    assert!(said.iter().any(|seen| seen.dst_port == 4002));
+    // What it says itself is taken as well.
+    let answers = segments(&mut bench, &with_data(&third, &third_answer));
+    assert!(matches!(&answers[..], [seen] if seen.flags == ACK));
+}
+
+/// Who waits for room may have gone meanwhile, or the listener.
+#[test]
+fn a_row_of_those_who_wait_outlives_who_stands_in_it() {
+    let (mut bench, listener) = listening(2);
+    for round in 0..20 {
+        let ports = [0, 1, 2].map(|n| 4000 + 3 * round + n);
+        let [first, second, third] = ports;
+        let ack = |(syn, answer): &(Segment, SeenTcp)| syn.then(".", 1001, answer.seq + 1, b"");
+        let one = half_open(&mut bench, first);
+        let two = half_open(&mut bench, second);
+        segments(&mut bench, &ack(&one));
+        let three = half_open(&mut bench, third);
+        segments(&mut bench, &ack(&two));
+        assert_eq!(segments(&mut bench, &ack(&three)), []);
+        // It gives up; the others are accepted.
+        segments(&mut bench, &three.0.then("R", 1001, 0, b""));
+        for _ in 0..2 {
+            bench.stack.sockets().tcp_accept(listener).unwrap();
+            bench.settle();
+        }
+        assert!(bench.stack.sockets().tcp_accept(listener).is_err());
+    }
+    assert_eq!(bench.stack.sockets().counters().tcp_established, 40);
 }
 
 #[test]

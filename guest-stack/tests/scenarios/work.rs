@@ -5,7 +5,7 @@ use guest_stack::config::StackConfig;
 use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::Duration;
 
-use crate::common::{Bench, Pair, config, host, net};
+use crate::common::{Bench, Cable, Pair, config, host, net, stack_with};
 use crate::frames::{Segment, udp_frame};
 
 /// Connects that many streams from stack 0 to stack 1.
@@ -170,4 +170,26 @@ fn what_was_pushed_is_not_looked_at_again() {
     }
     assert!(!pair.stacks[0].poll(now).more_work);
     assert_eq!(pair.sockets(0).counters().flows_polled - before, 3);
+}
+
+#[test]
+fn without_room_nothing_is_due_that_needs_it_however_late_it_is() {
+    let cable = Cable::new(1);
+    cable.set_capacity(0, 0);
+    // A stack has its groups to report, first of all.
+    let mut stack = stack_with(&cable, 0, config(7), net(0));
+    for seconds in [0, 1, 2, 100] {
+        cable.advance_to(cable.now() + Duration::from_secs(seconds));
+        let now = cable.now();
+        let poll = stack.poll(now);
+        assert!(poll.wants_room && !poll.more_work, "{poll:?}");
+        assert!(poll.deadline.is_none_or(|at| at > now), "{now:?}: {poll:?}");
+        assert!(stack.arm());
+        stack.disarm();
+    }
+    cable.set_capacity(0, 8);
+    assert!(!stack.arm(), "there is room");
+    let now = cable.now();
+    assert!(!stack.poll(now).wants_room);
+    assert!(!cable.end(1).drain().is_empty());
 }
