@@ -31,6 +31,7 @@ use crate::neighbours::Neighbours;
 use crate::ports::{LocalAddr, Ports};
 use crate::registry::Registry;
 use crate::tcp::TcpStreamId;
+use crate::tcp::cookie::Spent;
 use crate::tcp::memory::Pool;
 
 /// First port of the ephemeral range (RFC 6335, section 6).
@@ -56,6 +57,7 @@ pub struct Sockets {
     pub(crate) silent_half_open: usize,
     /// Until when SYN cookies may come back.
     pub(crate) cookies_until: Option<Instant>,
+    pub(crate) spent: Spent,
     pub(crate) application: SocketSet<'static>,
     pub(crate) autoconf: Autoconf,
     pub(crate) reassembler: Option<Reassembler>,
@@ -145,6 +147,7 @@ impl Sockets {
             half_open: 0,
             silent_half_open: 0,
             cookies_until: None,
+            spent: Spent::new(hasher),
             application: SocketSet::new(alloc::vec![]),
             autoconf: Autoconf::default(),
             reassembler: None,

@@ -13,12 +13,14 @@
 //! bits. Unlike the cookies of RFC 4987 there is room for the window's scale and for
 //! SACK, so a connection that began in a flood is as good as any.
 
+use alloc::collections::VecDeque;
 use core::hash::{BuildHasher, Hash, Hasher};
 
+use hashbrown::HashSet;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::TcpRepr;
 
-use crate::flow::FlowKey;
+use crate::flow::{FlowKey, Seeded};
 
 /// Segment sizes that a cookie can name; the peer's is rounded down to one. The first is
 /// also for a peer that says none (RFC 9293, 3.7.1), the others are Ethernet's.
@@ -30,6 +32,47 @@ const PERIOD: i64 = 16;
 /// How long after a cookie was given one may come back.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(2 * PERIOD as u64);
 const HASH: u32 = (1 << 23) - 1;
+
+/// Cookies that were taken lately, so that none is taken twice: a segment that its peer
+/// sends again after its connection was reset would make another one, with the same data.
+#[derive(Debug)]
+pub(crate) struct Spent {
+    cookies: HashSet<(FlowKey, u32), Seeded>,
+    /// The same, the oldest first.
+    row: VecDeque<(FlowKey, u32)>,
+}
+
+/// Most that are remembered; further ones take the places of the oldest.
+const MOST_SPENT: usize = 4096;
+
+impl Spent {
+    pub(crate) fn new(hasher: Seeded) -> Self {
+        Self {
+            cookies: HashSet::with_hasher(hasher),
+            row: VecDeque::new(),
+        }
+    }
+
+    /// A cookie is taken; `false`: it was already.
+    pub(crate) fn spend(&mut self, key: FlowKey, cookie: u32) -> bool {
+        if !self.cookies.insert((key, cookie)) {
+            return false;
+        }
+        self.row.push_back((key, cookie));
+        if self.row.len() > MOST_SPENT
+            && let Some(oldest) = self.row.pop_front()
+        {
+            self.cookies.remove(&oldest);
+        }
+        true
+    }
+
+    /// None of them is good any more.
+    pub(crate) fn forget(&mut self) {
+        self.cookies.clear();
+        self.row.clear();
+    }
+}
 
 /// What a SYN said, as far as a cookie holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -95,6 +95,9 @@ impl Sockets {
             if !limits.syn_cookies || !full && !self.is_flooded(listener, now) {
                 return Some(Ending::BacklogFull);
             }
+            if !self.gave_cookies(now) {
+                self.spent.forget();
+            }
             self.cookies_until = Some(now + cookie::LIFETIME);
             self.counters.tcp_cookies_sent += 1;
             let isn = cookie::bake(&self.hasher, &key, &syn, now);
@@ -168,6 +171,14 @@ impl Sockets {
             return Some(Ending::BacklogFull);
         }
         let mac = classify::source(received.frame)?;
+        if !self.spent.spend(key, isn) {
+            // Its connection was there and is gone.
+            if !self.limiter.permit(now) {
+                return Some(Ending::ReplyLimited);
+            }
+            self.feed_nobody(now, received.frame, tx);
+            return Some(Ending::Tcp);
+        }
         if let Some(index) = self.table.find(&key) {
             // The SYN came once more when there was a place for it.
             self.forget_half_open(index);

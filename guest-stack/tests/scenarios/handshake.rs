@@ -252,6 +252,31 @@ fn who_has_answered_waits_for_room_and_is_not_reset() {
 }
 
 #[test]
+fn a_cookie_makes_one_connection_and_not_another_when_that_was_reset() {
+    let (mut bench, listener) = listening(1);
+    half_open(&mut bench, 3999);
+    bench.pass(SILENCE);
+    let (syn, cookie) = half_open(&mut bench, 4000);
+    segments(&mut bench, &with_data(&syn, &cookie));
+    let (stream, _) = bench.stack.sockets().tcp_accept(listener).unwrap();
+    // The reset is lost, and the peer sends again what was not acknowledged.
+    bench.stack.sockets().tcp_abort(stream);
+    bench.settle();
+    assert_eq!(tcps(&bench.peer.drain())[0].flags & RST, RST);
+    let answers = segments(&mut bench, &with_data(&syn, &cookie));
+    assert!(
+        matches!(&answers[..], [seen] if seen.flags & RST != 0),
+        "{answers:?}"
+    );
+    assert!(bench.stack.sockets().tcp_accept(listener).is_err());
+    let counters = bench.stack.sockets().counters();
+    assert_eq!(
+        (counters.tcp_cookies_taken, counters.tcp_established),
+        (1, 1)
+    );
+}
+
+#[test]
 fn a_syn_that_comes_twice_once_for_a_cookie_and_once_for_a_record_makes_one_connection() {
     let (mut bench, listener) = listening(1);
     let (other, _) = half_open(&mut bench, 3999);
