@@ -495,6 +495,11 @@ impl Sockets {
         frame: &[u8],
         tx: &mut dyn FrameTx,
     ) -> Ending {
+        // smoltcp answers an ICMPv6 echo request to any address, in its name.
+        let dst = &packet.dst;
+        if !(self.is_ours(dst) || dst.is_multicast() || self.is_broadcast(dst)) {
+            return Ending::BadAddress;
+        }
         if let Some(report) = Report::of(packet, frame) {
             self.path_is_narrow(now, &report);
         }

@@ -5,7 +5,7 @@ use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::Duration;
 use proptest::prelude::*;
 
-use crate::common::{Bench, config, net};
+use crate::common::{Bench, MAC, config, net, v6};
 use crate::frames::{Segment, fragment, ping_frame, raw_frame, tcps, udp_frame};
 
 /// A stack with a little of everything in it, and a connection.
@@ -212,4 +212,39 @@ fn a_frame_that_claims_to_come_from_a_group_is_not_answered() {
     assert!(bench.exchange(&frame).is_empty());
     let counters = bench.stack.sockets().counters();
     assert_eq!(counters.rx_malformed, 1);
+}
+
+#[test]
+fn what_is_for_others_is_not_answered_in_their_name() {
+    let mut bench = Bench::new();
+    bench.introduce_peer();
+    let ethernet = || etherparse::PacketBuilder::ethernet2(MAC[1], MAC[0]);
+    let mut frames = Vec::new();
+    for last in [1, 99] {
+        let mut v4 = Vec::new();
+        ethernet()
+            .ipv4([10, 0, 0, 2], [10, 0, 0, last], 64)
+            .icmpv4_echo_request(1, 1)
+            .write(&mut v4, b"hello")
+            .unwrap();
+        let octets = |host: u16| match v6(host) {
+            std::net::IpAddr::V6(address) => address.octets(),
+            std::net::IpAddr::V4(_) => unreachable!(),
+        };
+        let mut frame = Vec::new();
+        ethernet()
+            .ipv6(octets(2), octets(last.into()), 64)
+            .icmpv6_echo_request(1, 1)
+            .write(&mut frame, b"hello")
+            .unwrap();
+        frames.push([v4, frame]);
+    }
+    let [ours, others] = frames.try_into().unwrap();
+    assert_eq!(bench.exchange(&ours[0]).len(), 1);
+    // Or it asks who that is, to whom it will answer.
+    assert_eq!(bench.exchange(&ours[1]).len(), 1);
+    for frame in &others {
+        assert_eq!(bench.exchange(frame), Vec::<Vec<u8>>::new());
+    }
+    assert_eq!(bench.stack.sockets().counters().rx_bad_address, 2);
 }
