@@ -73,13 +73,18 @@ impl Congestion {
         self.shortest_us = Some(known.map_or(round_trip_us, |known| known.min(round_trip_us)));
     }
 
-    /// Something that was sent again was acknowledged, so long after that if it is known, and
-    /// perhaps more (`beyond`). Then a long silence was not because all was lost (RFC 5682).
-    pub(crate) fn answered(&mut self, round_trip_us: Option<u32>, beyond: bool) {
-        if core::mem::take(&mut self.silent) && beyond {
+    /// Something that was sent again was acknowledged, so long after that if it is known.
+    pub(crate) fn answered(&mut self, round_trip_us: Option<u32>) {
+        self.silent = false;
+        self.latest_us = round_trip_us.unwrap_or(self.latest_us);
+    }
+
+    /// More is acknowledged than was sent again: a long silence was not because all was lost
+    /// (RFC 5682).
+    pub(crate) fn was_not_silent(&mut self) {
+        if core::mem::take(&mut self.silent) {
             self.window = None;
         }
-        self.latest_us = round_trip_us.unwrap_or(self.latest_us);
     }
 
     /// Whether acknowledgements take so much longer than they have to.
@@ -183,16 +188,16 @@ mod tests {
     fn a_loss_without_a_queue_holds_nobody_back() {
         let mut congestion = with(100, 60_000);
         congestion.lost(1 << 20);
-        congestion.answered(Some(150), false);
+        congestion.answered(Some(150));
         congestion.lost(1 << 20);
         // A busy processor.
-        congestion.answered(Some(4_000), false);
+        congestion.answered(Some(4_000));
         congestion.lost(1 << 20);
         assert_eq!(congestion.window(), None);
         assert_eq!(congestion.show(65_535, 7), 65_535);
         // Nothing is known of the path.
         let mut unknown = Congestion::default();
-        unknown.answered(Some(100_000), false);
+        unknown.answered(Some(100_000));
         unknown.lost(1 << 20);
         assert_eq!(unknown.window(), None);
     }
@@ -200,7 +205,7 @@ mod tests {
     #[test]
     fn a_loss_in_a_queue_leaves_what_the_path_carries() {
         let mut congestion = with(20_000, 60_000);
-        congestion.answered(Some(60_000), false);
+        congestion.answered(Some(60_000));
         congestion.lost(1 << 20);
         assert_eq!(congestion.window(), Some(60_000));
         assert_eq!(congestion.show(65_535, 7), (60_000 >> 7) as u16);
@@ -224,26 +229,26 @@ mod tests {
         assert_eq!(congestion.window(), None, "it was no more before");
         congestion.timed_out(60_000);
         assert_eq!(congestion.window(), Some(LEAST));
-        congestion.answered(Some(20_000), false);
+        congestion.answered(Some(20_000));
         congestion.acknowledged(LEAST, false);
         congestion.acknowledged(2 * LEAST, false);
         assert_eq!(congestion.window(), Some(4 * LEAST));
         // What is acknowledged beyond what was sent again had arrived long ago.
         congestion.timed_out(60_000);
-        congestion.answered(None, true);
+        congestion.was_not_silent();
         assert_eq!(congestion.window(), None);
     }
 
     #[test]
     fn a_window_grows_by_a_segment_in_a_queue_and_by_all_without() {
         let mut congestion = with(20_000, 60_000);
-        congestion.answered(Some(60_000), false);
+        congestion.answered(Some(60_000));
         congestion.lost(1 << 20);
         congestion.acknowledged(60_000, true);
         assert_eq!(congestion.window(), Some(60_000), "not while it recovers");
         congestion.acknowledged(60_000, false);
         assert_eq!(congestion.window(), Some(60_000 + SEGMENT));
-        congestion.answered(Some(30_000), false);
+        congestion.answered(Some(30_000));
         congestion.acknowledged(61_460, false);
         assert_eq!(congestion.window(), Some(2 * 61_460));
         // The peer takes less: there is nothing to hold back.
@@ -254,7 +259,7 @@ mod tests {
     #[test]
     fn a_window_is_never_shown_as_none_and_a_closed_one_stays_closed() {
         let mut congestion = with(20_000, 0);
-        congestion.answered(Some(60_000), false);
+        congestion.answered(Some(60_000));
         congestion.lost(1 << 20);
         assert_eq!(congestion.show(65_535, 14), 1);
         assert_eq!(congestion.show(65_535, 99), 1);

@@ -142,6 +142,8 @@ pub(crate) struct Recovery {
     forgotten: bool,
     /// The peer's window is closed, and smoltcp has nothing to probe it with.
     shut: bool,
+    /// What is resent is resent because of a silence.
+    probing: bool,
     /// Our SYN was sent more than once, so smoltcp's first time-out is as long as the last
     /// wait was (RFC 6298, 5.7, would have it begin anew).
     repeated: bool,
@@ -170,6 +172,7 @@ impl Recovery {
             due: false,
             forgotten: false,
             shut: false,
+            probing: false,
             repeated: false,
             before_fin: None,
         }
@@ -254,6 +257,8 @@ impl Recovery {
                 _ => None,
             };
             match tally.resent {
+                // A silence alone may be a busy host's: what is acknowledged next tells.
+                1 if self.probing => {}
                 1 => self.congestion.lost(in_flight),
                 _ => self.congestion.timed_out(in_flight),
             }
@@ -347,7 +352,11 @@ impl Recovery {
             let micros = (now - at).total_micros().min(60_000_000) as u32;
             // After a silence nobody knows which of the probes is answered.
             let known = (probes < PROBES_IN_VAIN).then_some(micros);
-            self.congestion.answered(known, after(ack, end));
+            self.congestion.answered(known);
+            if core::mem::take(&mut self.probing) && after(ack, end) && selected(packet, ack) == 0 {
+                // Nothing was lost, it was late (RFC 5682).
+                self.recover = None;
+            }
         }
         if let Some((end, at)) = self.sample
             && !after(end, ack)
@@ -448,7 +457,9 @@ impl Recovery {
                 self.congestion.timed_out(self.in_flight());
             }
         }
-        let due = core::mem::take(&mut self.due) || late;
+        let due = core::mem::take(&mut self.due);
+        self.probing = late && !due;
+        let due = due || late;
         (due && self.window != 0 || late) && self.in_flight() > 0
     }
 }
@@ -504,6 +515,12 @@ impl Flow {
         // Its SYN's window is not scaled.
         if tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK) != TCP_ACK {
             return None;
+        }
+        if let (Some((_, resent)), Some(highest)) = (recovery.resent, recovery.highest)
+            && after(tcp.ack, resent)
+            && !after(tcp.ack, highest)
+        {
+            recovery.congestion.was_not_silent();
         }
         let window = recovery.congestion.show(tcp.window, recovery.shift);
         if window == tcp.window {
