@@ -39,6 +39,10 @@ pub(crate) struct Congestion {
     noticed: bool,
     /// The window is one for a long silence.
     silent: bool,
+    /// The window before the last loss that counted.
+    before: Option<u32>,
+    /// Segments that were sent again since, less those that the peer had already.
+    doubtful: u16,
     /// Bytes acknowledged since the round trip began that is measured now.
     arrived: u32,
     /// Bytes acknowledged in the round trip that was measured last.
@@ -116,12 +120,30 @@ impl Congestion {
     /// Something of so much in flight is sent again. That counts once for all that is lost
     /// of it.
     pub(crate) fn lost(&mut self, in_flight: u32) {
+        self.sent_again();
         if self.noticed || !self.is_queueing(QUEUE_US) {
             return;
         }
         self.noticed = true;
+        self.before = self.window;
+        self.doubtful = 1;
         let most = in_flight.min(self.window.unwrap_or(u32::MAX)) / 10 * 7;
         self.window = Some(self.carried.min(most).max(LEAST));
+    }
+
+    /// Something is sent again, whatever for.
+    pub(crate) fn sent_again(&mut self) {
+        self.doubtful = self.doubtful.saturating_add(u16::from(self.doubtful > 0));
+    }
+
+    /// The peer says that something came twice (RFC 2883). If that is so of all that was sent
+    /// again since a loss counted, nothing was lost.
+    pub(crate) fn came_twice(&mut self) {
+        if self.doubtful == 1 {
+            self.window = self.before;
+            self.noticed = false;
+        }
+        self.doubtful = self.doubtful.saturating_sub(1);
     }
 
     /// Nothing was heard for long, and all of it is sent again: as much as is sure to fit at
@@ -220,6 +242,20 @@ mod tests {
             congestion.lost(42_000);
         }
         assert_eq!(congestion.window(), Some(LEAST));
+    }
+
+    #[test]
+    fn a_loss_that_was_none_is_taken_back_when_all_that_was_sent_again_came_twice() {
+        let mut congestion = with(20_000, 60_000);
+        congestion.answered(Some(60_000));
+        congestion.lost(1 << 20);
+        congestion.sent_again();
+        congestion.came_twice();
+        assert_eq!(congestion.window(), Some(60_000), "one is missing");
+        congestion.came_twice();
+        assert_eq!(congestion.window(), None);
+        congestion.came_twice();
+        assert_eq!(congestion.window(), None);
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub(crate) struct View {
     unread: usize,
 }
 
-/// What a connection remembers of its losses: 160 bytes.
+/// What a connection remembers of its losses: 176 bytes at most.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Recovery {
     /// The first unacknowledged sequence number, once data was acknowledged.
@@ -258,7 +258,7 @@ impl Recovery {
             };
             match tally.resent {
                 // A silence alone may be a busy host's: what is acknowledged next tells.
-                1 if self.probing => {}
+                1 if self.probing => self.congestion.sent_again(),
                 1 => self.congestion.lost(in_flight),
                 _ => self.congestion.timed_out(in_flight),
             }
@@ -310,6 +310,9 @@ impl Recovery {
             && !after(expected, tcp.seq_end())
             && self.acked.is_none_or(|acked| !after(acked, tcp.ack));
         if acceptable {
+            if came_twice(&packet, tcp.ack) {
+                self.congestion.came_twice();
+            }
             self.window = packet.window_len();
             // After a long silence: the way is free again, and the next probe would be late.
             let rested = self.resent.is_none_or(|(at, _)| now >= at + MIN_PATIENCE);
@@ -476,6 +479,14 @@ fn window_scale(packet: &TcpPacket<&[u8]>) -> u8 {
         }
     }
     0
+}
+
+/// Whether a segment says that something below `ack` came twice: in its first block
+/// (RFC 2883, 4).
+fn came_twice(packet: &TcpPacket<&[u8]>, ack: u32) -> bool {
+    let blocks = packet.selective_ack_ranges().unwrap_or_default();
+    let first = blocks.into_iter().next().flatten();
+    first.is_some_and(|(_, right)| !after(right, ack))
 }
 
 /// Bytes behind `ack` that a segment says have arrived.
@@ -851,7 +862,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_remembers_of_its_losses_is_small() {
-        assert!(size_of::<Recovery>() <= 160, "{}", size_of::<Recovery>());
+        assert!(size_of::<Recovery>() <= 176, "{}", size_of::<Recovery>());
     }
 
     #[test]
