@@ -30,6 +30,9 @@ const LEAST_V4: usize = 576;
 /// Every IPv6 link carries this much (RFC 8200, 5); a report of less is no report.
 const LEAST_V6: usize = 1280;
 
+/// Length of an IPv6 header.
+const IPV6_LEN: usize = 40;
+
 /// ICMPv4: destination unreachable, fragmentation needed (RFC 792, RFC 1191).
 const TOO_BIG_V4: [u8; 2] = [3, 4];
 /// ICMPv6: packet too big (RFC 4443, 3.2).
@@ -85,7 +88,7 @@ impl Report {
                 // We send no extension headers in front of TCP.
                 let tcp = quoted.first()? >> 4 == 6 && *quoted.get(6)? == PROTOCOL_TCP;
                 let ends = (address(8)?, address(24)?);
-                (tcp && mtu >= LEAST_V6).then(|| Self::about(ends, quoted.get(40..)?, mtu))?
+                (tcp && mtu >= LEAST_V6).then(|| Self::about(ends, quoted.get(IPV6_LEN..)?, mtu))?
             }
             _ => None,
         }
@@ -181,8 +184,8 @@ impl Part {
         self.data_at + self.to - self.from
     }
 
-    /// Writes its frame. `whole` is the frame that is cut, with an IP header without
-    /// options or extensions. `sum` leaves the checksum to whoever sends on.
+    /// Writes its frame. `whole` is the frame that is cut; `leave_sum` leaves the
+    /// checksum to whoever sends on.
     pub(crate) fn write(&self, whole: &[u8], out: &mut [u8], leave_sum: bool) {
         let Self {
             tcp_at, data_at, ..
@@ -200,7 +203,7 @@ impl Part {
             (ip.src_addr().into(), ip.dst_addr().into())
         } else {
             let mut ip = Ipv6Packet::new_unchecked(&mut out[ETHERNET_LEN..]);
-            ip.set_payload_len(segment as u16);
+            ip.set_payload_len((total - IPV6_LEN) as u16);
             (ip.src_addr().into(), ip.dst_addr().into())
         };
         let mut tcp = TcpPacket::new_unchecked(&mut out[tcp_at..]);

@@ -8,9 +8,9 @@
 //! at most seven tenths of what was in flight. It grows by a segment per round trip, or by
 //! what was acknowledged while no queue is to be seen, and is gone when the peer's is the
 //! narrower one. A loss without a queue says nothing about congestion, and changes nothing: a
-//! link that loses a tenth of everything carries more when it is used. A long silence
-//! says so all the same: the queue may have been so full that nothing came through. TCP Veno and Westwood
-//! are of that kind; RFC 5681 would halve the window at either.
+//! link that loses a tenth of everything carries more when it is used. A long silence says so
+//! all the same: the queue may have been so full that nothing came through. TCP Veno and
+//! Westwood are of that kind; RFC 5681 would halve the window at either.
 //!
 //! smoltcp's controllers count acknowledgements, of which the kernel sends one for 64 KB:
 //! they would take seconds to open on the link itself, and close at every loss. Here the
@@ -39,7 +39,7 @@ pub(crate) struct Congestion {
     noticed: bool,
     /// The window is one for a long silence.
     silent: bool,
-    /// The window before the last loss that counted.
+    /// The window before the last loss that counted, or before the silence.
     before: Option<u32>,
     /// Segments that were sent again since, less those that the peer had already.
     doubtful: u16,
@@ -87,8 +87,14 @@ impl Congestion {
     /// (RFC 5682).
     pub(crate) fn was_not_silent(&mut self) {
         if core::mem::take(&mut self.silent) {
-            self.window = None;
+            self.restore();
         }
+    }
+
+    /// Gives the window back that was there before, unless it is wider by now.
+    fn restore(&mut self) {
+        let now = self.window.zip(self.before);
+        self.window = now.map(|(now, before)| now.max(before));
     }
 
     /// Whether acknowledgements take so much longer than they have to.
@@ -140,7 +146,7 @@ impl Congestion {
     /// again since a loss counted, nothing was lost.
     pub(crate) fn came_twice(&mut self) {
         if self.doubtful == 1 {
-            self.window = self.before;
+            self.restore();
             self.noticed = false;
         }
         self.doubtful = self.doubtful.saturating_sub(1);
@@ -151,8 +157,10 @@ impl Congestion {
     pub(crate) fn timed_out(&mut self, in_flight: u32) {
         self.noticed = false;
         if in_flight > LEAST {
+            if !core::mem::replace(&mut self.silent, true) {
+                self.before = self.window;
+            }
             self.window = Some(LEAST);
-            self.silent = true;
         }
     }
 
@@ -271,8 +279,9 @@ mod tests {
         assert_eq!(congestion.window(), Some(4 * LEAST));
         // What is acknowledged beyond what was sent again had arrived long ago.
         congestion.timed_out(60_000);
+        congestion.timed_out(60_000);
         congestion.was_not_silent();
-        assert_eq!(congestion.window(), None);
+        assert_eq!(congestion.window(), Some(4 * LEAST), "as before");
     }
 
     #[test]
