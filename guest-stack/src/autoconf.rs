@@ -11,14 +11,15 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv6Packet, Icmpv6Repr, IpAddress, IpCidr,
-    IpProtocol, Ipv4Cidr, Ipv6Packet, Ipv6Repr, NdiscRepr, RawHardwareAddress,
+    EthernetAddress, Icmpv6Packet, Icmpv6Repr, IpAddress, IpCidr, Ipv4Cidr, NdiscRepr,
+    RawHardwareAddress,
 };
 
 use crate::classify::{ETHERNET_LEN, Packet};
 use crate::config::link_local_address;
 use crate::device::Wire;
 use crate::flow::{Entry, Handle, Quiet};
+use crate::questions::send_discovery;
 use crate::slaac::Slaac;
 use crate::sockets::Sockets;
 use crate::timers::earlier;
@@ -144,6 +145,7 @@ impl Sockets {
         if solicit {
             self.solicit_router(tx);
         }
+        self.ask_for_gateways(now, tx);
     }
 
     /// Takes what the DHCP client has to say; whether the lease changed.
@@ -213,38 +215,14 @@ impl Sockets {
     fn solicit_router(&mut self, tx: &mut dyn FrameTx) {
         let mac = self.net.mac;
         let src = link_local_address(mac).address();
-        let message = Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit {
+        let message = NdiscRepr::RouterSolicit {
             lladdr: Some(RawHardwareAddress::from(EthernetAddress(mac))),
-        });
-        let ip = Ipv6Repr {
-            src_addr: src,
-            dst_addr: ALL_ROUTERS,
-            next_header: IpProtocol::Icmpv6,
-            payload_len: message.buffer_len(),
-            hop_limit: 255,
         };
-        let len = ETHERNET_LEN + ip.buffer_len() + message.buffer_len();
         let mut wire = Wire {
             tx,
             state: &mut self.io,
         };
         // Without room it is lost, as frames may be: it is sent again.
-        let _ = wire.send(len, |room| {
-            let mut ethernet = EthernetFrame::new_unchecked(&mut *room);
-            ethernet.set_src_addr(EthernetAddress(mac));
-            // RFC 2464, section 7.
-            ethernet.set_dst_addr(EthernetAddress([0x33, 0x33, 0, 0, 0, 2]));
-            ethernet.set_ethertype(EthernetProtocol::Ipv6);
-            let packet = &mut room[ETHERNET_LEN..];
-            packet.fill(0);
-            ip.emit(&mut Ipv6Packet::new_unchecked(&mut *packet));
-            let payload = &mut packet[ip.buffer_len()..];
-            message.emit(
-                &src,
-                &ALL_ROUTERS,
-                &mut Icmpv6Packet::new_unchecked(payload),
-                &ChecksumCapabilities::default(),
-            );
-        });
+        let _ = send_discovery(&mut wire, mac, src, ALL_ROUTERS, message);
     }
 }

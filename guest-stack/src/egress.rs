@@ -25,9 +25,6 @@ const TURN_SEGMENTS: usize = 180;
 /// How long a socket rests that wants to be polled at once but does nothing.
 const REST: Duration = Duration::from_millis(10);
 
-/// Seconds after which a socket asks for its neighbour again at the latest.
-const MOST_PATIENT: usize = 30;
-
 /// What became of a slot's turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
@@ -80,8 +77,8 @@ impl Sockets {
         }
         self.recover(index, now, tx);
         self.keep_alive(index, now, tx);
-        let mut asked = false;
-        let turn = self.send_from(index, now, tx, &mut asked);
+        let mut waits = false;
+        let turn = self.send_from(index, now, tx, &mut waits);
         let sent = self.io.watched.take().flatten();
         let tally = self.io.tally.take();
         if let Entry::Flow(flow) = self.table.entry(index) {
@@ -89,22 +86,26 @@ impl Sockets {
             if let Some(tally) = &tally {
                 flow.recovery.sent(now, tally);
             }
+            waits |= flow.doubts_its_neighbour(tally.map_or(0, |tally| tally.resent));
+        }
+        if waits {
+            self.ask_for_neighbours_of(index, now, tx);
         }
         match turn {
-            Turn::Done => self.rest(index, now, asked),
+            Turn::Done => self.rest(index, now),
             Turn::More => self.table.mark(index),
             Turn::Blocked => self.table.mark_first(index),
         }
         turn
     }
 
-    /// Lets a socket send; `asked`: a neighbour's address was asked for instead.
+    /// Lets a socket send; `waits`: it has to know a neighbour first.
     fn send_from(
         &mut self,
         index: u32,
         now: Instant,
         tx: &mut dyn FrameTx,
-        asked: &mut bool,
+        waits: &mut bool,
     ) -> Turn {
         let stop = self.io.frames + TURN;
         for _ in 0..TURN_SEGMENTS {
@@ -116,7 +117,6 @@ impl Sockets {
             }
             self.io.blocked = false;
             self.io.wanted = false;
-            let before = self.io.frames;
             let mut device = FrameDevice {
                 frame: None,
                 wire: Wire {
@@ -140,7 +140,7 @@ impl Sockets {
             // waits for a neighbour.
             if sent || self.io.wanted {
                 self.table.set_waiting(index, !sent);
-                *asked = !sent && self.io.frames != before;
+                *waits = !sent;
             }
             if sent && let Entry::Udp(udp) = self.table.entry(index) {
                 udp.unstall();
@@ -153,7 +153,7 @@ impl Sockets {
     }
 
     /// After a turn: notices what ended and sets the deadline.
-    fn rest(&mut self, index: u32, now: Instant, asked: bool) {
+    fn rest(&mut self, index: u32, now: Instant) {
         let interface = &mut self.interface;
         let entry = self.table.entry(index);
         let Some(smoltcp) = entry.with_set(|set| interface.poll_at(now, set)) else {
@@ -163,13 +163,6 @@ impl Sockets {
             Some(at) if at <= now => Some(now + REST),
             at => at,
         };
-        if asked {
-            // One neighbour is asked for per second, by whoever comes first then: who
-            // just asked lets the others come first, or one that never answers would
-            // keep them from ever asking.
-            let others = self.table.waiting_len().clamp(1, MOST_PATIENT) as u64;
-            deadline = deadline.map(|at| at.max(now + Duration::from_secs(others)));
-        }
         if let Entry::Udp(udp) = self.table.entry(index) {
             if udp.is_over(smoltcp.is_none()) {
                 self.table.remove(index);
@@ -227,16 +220,20 @@ impl Sockets {
             return if empty { self.groups_at } else { Some(now) };
         }
         self.io.blocked = false;
+        self.io.wanted = false;
         let mut device = FrameDevice {
             frame: None,
             wire: Wire {
-                tx,
+                tx: &mut *tx,
                 state: &mut self.io,
             },
         };
         let result = self
             .interface
             .poll_egress(now, &mut device, &mut self.application);
+        if result == PollResult::None && self.io.wanted && !self.io.blocked {
+            self.ask_for_neighbours_of_the_application(now, tx);
+        }
         if groups && !self.io.blocked {
             self.groups_at = None;
         }

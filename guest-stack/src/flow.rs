@@ -127,11 +127,6 @@ impl Table {
         }
     }
 
-    /// How many slots wait for a neighbour.
-    pub(crate) fn waiting_len(&self) -> usize {
-        self.waiting.len()
-    }
-
     /// Slots that hold something other than TIME-WAIT.
     pub(crate) fn live(&self) -> usize {
         self.live

@@ -162,11 +162,8 @@
 //! - IPv6: no fragments, no extension headers but hop-by-hop, no duplicate address
 //!   detection, no DHCPv6. `[::]` does not mean IPv4 as well.
 //! - No multicast sockets, no VLAN tags, no packets to oneself (no loopback).
-//! - One neighbour is asked for per second (smoltcp). A UDP socket whose oldest
-//!   datagram waits for a neighbour holds back those behind it, for 3 s at most;
-//!   then all that it queued is dropped.
-//! - A configuration with another MTU, MAC address or set of offloads forgets the
-//!   neighbours' hardware addresses.
+//! - A UDP socket whose oldest datagram waits for a neighbour holds back those behind
+//!   it, for 3 s at most; then all that it queued is dropped.
 //! - Two stacks back to back on one link may block each other when both
 //!   directions are full, since a frame is only taken when there is room for an
 //!   answer. A host that always empties its side, as a bridge does, rules it out.
@@ -194,6 +191,7 @@ pub mod config;
 pub mod counters;
 mod flow;
 pub mod ports;
+mod questions;
 pub mod tcp;
 pub mod udp;
 mod slaac;

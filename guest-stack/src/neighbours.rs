@@ -28,6 +28,8 @@ const LONGEST: usize = 96;
 /// for another with every frame from there, so one that is no longer true does
 /// not live long.
 const LIFETIME: Duration = Duration::from_secs(600);
+/// How long smoltcp believes it.
+const BELIEVED: Duration = Duration::from_secs(60);
 /// Frames of neighbours after which those that were asked for are shown again: half
 /// of what smoltcp's cache has room for (`.cargo/config.toml`).
 const STORM: usize = 32;
@@ -54,7 +56,11 @@ pub(crate) struct Neighbours {
 
 /// The neighbours that were asked for last.
 #[derive(Debug, Default)]
-pub(crate) struct Asked(heapless::Deque<IpAddress, MOST>);
+pub(crate) struct Asked {
+    latest: heapless::Deque<IpAddress, MOST>,
+    /// The last one, until somebody takes note of it.
+    last: Option<IpAddress>,
+}
 
 impl Asked {
     /// This frame is sent.
@@ -62,17 +68,23 @@ impl Asked {
         let Some(target) = question(frame) else {
             return;
         };
+        self.last = Some(target);
         if !self.contains(&target) {
-            if self.0.is_full() {
-                self.0.pop_front();
+            if self.latest.is_full() {
+                self.latest.pop_front();
             }
             // There is room now.
-            let _ = self.0.push_back(target);
+            let _ = self.latest.push_back(target);
         }
     }
 
+    /// Whom was asked for since this was called last.
+    pub(crate) fn take_last(&mut self) -> Option<IpAddress> {
+        self.last.take()
+    }
+
     fn contains(&self, who: &IpAddress) -> bool {
-        self.0.iter().any(|asked| asked == who)
+        self.latest.iter().any(|asked| asked == who)
     }
 }
 
@@ -149,6 +161,12 @@ impl Neighbours {
             who,
             frame,
         });
+    }
+
+    /// Whether smoltcp should know a neighbour: it said something within the last minute.
+    pub(crate) fn heard_of(&self, now: Instant, who: &IpAddress) -> bool {
+        let mut heard = self.heard.iter();
+        heard.any(|heard| heard.who == *who && heard.at + BELIEVED > now)
     }
 
     /// Shows a new interface what is still true.

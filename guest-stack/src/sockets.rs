@@ -9,7 +9,7 @@
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use shm_link::control::config::MIN_MTU;
 use shm_link::link::FrameTx;
@@ -29,6 +29,7 @@ use crate::fragments::Reassembler;
 use crate::limiter::Limiter;
 use crate::neighbours::Neighbours;
 use crate::ports::{LocalAddr, Ports};
+use crate::questions::Questions;
 use crate::registry::Registry;
 use crate::tcp::TcpStreamId;
 use crate::tcp::cookie::Spent;
@@ -79,6 +80,7 @@ pub struct Sockets {
     /// A neighbour's hardware address may have come.
     pub(crate) neighbour_spoke: bool,
     pub(crate) neighbours: Neighbours,
+    pub(crate) questions: Questions,
 }
 
 /// Makes an `Interface`. It is large, and built on the call stack; a function of
@@ -163,6 +165,7 @@ impl Sockets {
             application_dirty: false,
             neighbour_spoke: false,
             neighbours: Neighbours::default(),
+            questions: Questions::default(),
             config,
             net,
         };
@@ -231,8 +234,8 @@ impl Sockets {
         }
         self.interface
             .update_ip_addrs(|addresses| *addresses = cidrs);
-        let gateway_v4 = self.net.gateway_v4.or(self.autoconf.gateway_v4());
-        let gateway_v6 = self.net.gateway_v6.or(self.autoconf.gateway_v6());
+        self.questions.new_gateways = true;
+        let (gateway_v4, gateway_v6) = (self.gateway_v4(), self.gateway_v6());
         let routes = self.interface.routes_mut();
         routes.update(|routes| routes.clear());
         // The table has room for two.
@@ -242,6 +245,14 @@ impl Sockets {
         if let Some(gateway) = gateway_v6 {
             let _ = routes.add_default_ipv6_route(gateway);
         }
+    }
+
+    pub(crate) fn gateway_v4(&self) -> Option<Ipv4Addr> {
+        self.net.gateway_v4.or(self.autoconf.gateway_v4())
+    }
+
+    pub(crate) fn gateway_v6(&self) -> Option<Ipv6Addr> {
+        self.net.gateway_v6.or(self.autoconf.gateway_v6())
     }
 
     /// Ends the streams whose local address is not ours any more. smoltcp would

@@ -30,6 +30,8 @@ pub(crate) struct UdpSocket {
     dropped: u64,
     /// Since when the oldest datagram to send waits for a neighbour.
     stalled: Option<Instant>,
+    /// Whom the queued datagrams go to, the latest.
+    pub(crate) wanted: heapless::Deque<IpAddress, 8>,
     /// The application closed it; it sends what it queued and goes.
     closed: bool,
 }
@@ -51,6 +53,18 @@ impl UdpSocket {
 
     pub(crate) fn count_drop(&mut self) {
         self.dropped += 1;
+    }
+
+    /// A datagram to that address was queued.
+    fn goes_to(&mut self, to: IpAddress) {
+        if self.wanted.back() == Some(&to) {
+            return;
+        }
+        if self.wanted.is_full() {
+            self.wanted.pop_front();
+        }
+        // There is room now.
+        let _ = self.wanted.push_back(to);
     }
 
     /// Whether it was closed and has sent what it queued.
@@ -133,6 +147,7 @@ impl Sockets {
             handle,
             dropped: 0,
             stalled: None,
+            wanted: heapless::Deque::new(),
             closed: false,
         }));
         let handle = self.table.insert(entry);
@@ -177,11 +192,15 @@ impl Sockets {
         if !version_on || !same_version || self.udp_source(bound_to, &to.addr).is_none() {
             return Err(UdpError::AddrNotAvailable);
         }
-        let socket = self.udp(id)?.socket();
+        let udp = self.udp(id)?;
+        let socket = udp.socket();
         if payload.len() > longest.min(socket.payload_send_capacity()) {
             return Err(UdpError::MessageTooLong);
         }
         let sent = socket.send_slice(payload, to);
+        if sent.is_ok() {
+            udp.goes_to(to.addr);
+        }
         self.table.mark(id.0.index);
         sent.map_err(|error| match error {
             udp::SendError::BufferFull => UdpError::WouldBlock,

@@ -141,6 +141,18 @@ impl Flow {
         self.attached.then_some(self.key.local.addr)
     }
 
+    /// The peer's address.
+    pub(crate) fn remote_addr(&self) -> IpAddress {
+        self.key.remote.addr
+    }
+
+    /// Whether the next hop may be another than is believed: after a turn in which
+    /// something was `resent`, and nothing comes back.
+    pub(crate) fn doubts_its_neighbour(&mut self, resent: u32) -> bool {
+        let unheard = resent > 1 || self.recovery.is_in_vain() || self.state() == State::SynSent;
+        resent > 0 && unheard
+    }
+
     /// Whether the last acknowledgement of this connection is worth watching
     /// for: it is repeated in TIME-WAIT.
     pub(crate) fn ending(&mut self) -> bool {

@@ -209,6 +209,11 @@ impl Recovery {
             .is_some_and(|first| seq.wrapping_sub(first) < self.in_flight())
     }
 
+    /// Whether probes were answered by nothing.
+    pub(crate) fn is_in_vain(&self) -> bool {
+        self.probes >= PROBES_IN_VAIN
+    }
+
     /// What is sent from here on continues what was sent before.
     pub(crate) fn tally(&self) -> Tally {
         Tally {

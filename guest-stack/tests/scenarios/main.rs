@@ -12,6 +12,7 @@ mod faces;
 mod frames;
 mod handshake;
 mod hostile;
+mod neighbours;
 mod own_sockets;
 mod paths;
 mod recovery;
