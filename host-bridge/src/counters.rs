@@ -73,6 +73,8 @@ drop_reasons! {
     Vlan = "vlan",
     /// The destination is reserved for bridges (spanning tree and the like).
     ReservedMulticast = "reserved-multicast",
+    /// More frames to groups than the guest may send.
+    GroupLimit = "group-limit",
     /// A frame from the host is addressed to another machine.
     NotForGuest = "not-for-guest",
     /// Impairment: lost on purpose.

@@ -382,6 +382,7 @@ async fn check_given_taps(
             guest_mac: network.mac,
             mtu: network.mtu,
             master: master.as_deref(),
+            guest_alone: false,
             host_addresses: &host_addresses,
         };
         prepare_tap(netlink, source, TapKind::Plain, plan).await?;

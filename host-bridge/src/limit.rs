@@ -219,6 +219,34 @@ impl Limiter {
     }
 }
 
+/// Keeps a guest's frames to groups within bounds. What is too much is lost, since what
+/// stands behind it is not to wait.
+#[derive(Debug, Default)]
+pub(crate) struct GroupLimit {
+    per_second: u32,
+    bucket: Option<Bucket>,
+}
+
+impl GroupLimit {
+    /// Whether one more may pass; if so, it counts. `per_second` is the limit of now, and
+    /// what may come at once; 0 is none.
+    pub(crate) fn permits(&mut self, per_second: u32, now: Instant) -> bool {
+        if self.per_second != per_second {
+            let rate = NonZeroU64::new(per_second.into());
+            self.bucket = rate.map(|rate| Bucket::new(rate, per_second.into()));
+            self.per_second = per_second;
+        }
+        let Some(bucket) = &mut self.bucket else {
+            return true;
+        };
+        let permitted = bucket.pause(now).is_none();
+        if permitted {
+            bucket.charge(now, 1);
+        }
+        permitted
+    }
+}
+
 fn per_burst_time(per_second: u64) -> u64 {
     (u128::from(per_second) * BURST_TIME.as_nanos() / SECOND) as u64
 }
@@ -286,6 +314,20 @@ mod tests {
             }
         }
         count
+    }
+
+    #[test]
+    fn frames_to_groups_pass_as_many_as_allowed_and_at_first_a_seconds_worth() {
+        let (start, mut limit) = (Instant::now(), GroupLimit::default());
+        let passed = |limit: &mut GroupLimit, per_second, from: u64, to: u64| {
+            let times = (from..to).map(|ms| start + Duration::from_millis(ms));
+            times.filter(|now| limit.permits(per_second, *now)).count()
+        };
+        // One per millisecond.
+        assert_eq!(passed(&mut limit, 100, 0, 3000), 100 + 300);
+        assert_eq!(passed(&mut limit, 0, 3000, 4000), 1000);
+        assert_eq!(passed(&mut limit, 100, 4000, 5000), 100 + 100);
+        assert_eq!(passed(&mut limit, 1000, 5000, 6000), 1000);
     }
 
     #[test]

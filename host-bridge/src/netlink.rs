@@ -17,9 +17,11 @@ use rtnetlink::packet_route::address::{
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage, State,
 };
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{
-    AddressMessageBuilder, Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
+    AddressMessageBuilder, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec,
+    RouteMessageBuilder,
 };
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -257,6 +259,37 @@ impl Netlink {
         let change = LinkUnspec::new_with_index(index).nocontroller();
         self.change("taking it out of its bridge", index, change)
             .await
+    }
+
+    /// Tells the bridge that `mac` is behind its port `index`, for as long as it is one,
+    /// and that frames to an address that the bridge does not know are not for it: a
+    /// bridge sends those to all of its ports else. It goes on learning addresses there,
+    /// for those that are only known in a VLAN.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub async fn keep_strangers_frames_off(
+        &self,
+        index: u32,
+        mac: [u8; 6],
+    ) -> Result<(), NetlinkError> {
+        let doing = |what| format!("interface with index {index}: {what}");
+        // "Permanent" would be the host's own address.
+        let known = self.handle.neighbours().add_bridge(index, &mac);
+        known
+            .state(NeighbourState::Noarp)
+            .flags(NeighbourFlags::Controller)
+            .replace()
+            .execute()
+            .await
+            .map_err(|e| refused(doing("telling its bridge the guest's address"), e))?;
+        let change = LinkBridgePort::new(index).flood(false).build();
+        self.handle
+            .link()
+            .set_port(change)
+            .execute()
+            .await
+            .map_err(|e| refused(doing("keeping frames to unknown addresses off it"), e))
     }
 
     /// Gives an interface an address with its prefix. An IPv6 address is usable

@@ -1,6 +1,7 @@
 //! Two guests on a Linux bridge.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::UdpSocket;
 use std::process::Stdio;
 
 use host_bridge::child::Helper;
@@ -8,7 +9,8 @@ use host_bridge::probe::bulk::{SINK_PORT, SOURCE_PORT, bulk_receive, bulk_send};
 use host_bridge::probe::http::http_get;
 
 use crate::common::{
-    BULK, BULK_PATIENCE, PATIENCE, World, guest_command, in_private_network, make_bridge,
+    BULK, BULK_PATIENCE, PATIENCE, World, answers, guest_command, in_private_network, ip,
+    make_bridge, run, until,
 };
 
 #[test]
@@ -55,5 +57,51 @@ fn two_guests_on_a_linux_bridge_are_reached_and_reach_each_other() {
         drop(commands);
         let ended = asking.wait_timeout(PATIENCE).unwrap();
         assert!(ended.unwrap().success());
+    });
+}
+
+#[test]
+fn a_bridge_sends_guests_no_frames_for_addresses_that_it_does_not_know() {
+    const STRANGER: &str = "10.88.0.99";
+    in_private_network(|| {
+        make_bridge("br0", &["10.88.0.1/24", "fd88::1/64"]);
+        let world = World::start("bridge = \"br0\"\nnet4 = \"10.88.0.0/24\"\nnet6 = \"fd88::/64\"");
+        let guests = [world.guest("first"), world.guest("second")];
+        ip(&format!(
+            "neigh replace {STRANGER} lladdr 02:00:00:00:00:99 dev br0"
+        ));
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let flood = || {
+            for _ in 0..50 {
+                socket.send_to(b"to nobody", (STRANGER, 9)).unwrap();
+            }
+        };
+        let check = || {
+            flood();
+            // Known to the bridge although they never said a word that it remembers.
+            run("bridge", "fdb flush dev br0 dynamic");
+            for guest in &guests {
+                for address in guest.addresses.iter().copied() {
+                    until("an answer", || answers(address));
+                }
+                let port = world
+                    .ports()
+                    .into_iter()
+                    .find(|port| port.name == guest.port);
+                let counters = port.unwrap().counters;
+                let drops = counters.host_to_guest.drops;
+                assert!(drops.is_empty(), "{drops:?}");
+            }
+        };
+        check();
+        // One that left and came back is told anew.
+        let tap = &guests[0].port;
+        ip(&format!("link set {tap} nomaster"));
+        until("a TAP in its bridge", || {
+            world
+                .log()
+                .contains(&format!("{tap} is a port of the bridge br0 again"))
+        });
+        check();
     });
 }

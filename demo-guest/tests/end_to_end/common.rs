@@ -94,6 +94,19 @@ pub(crate) fn interface(name: &str) -> Option<u32> {
 }
 
 /// Makes a Linux bridge with these addresses.
+/// Runs `ip` in this thread's namespace.
+pub(crate) fn ip(words: &str) {
+    run("ip", words);
+}
+
+/// Runs a command in this thread's namespace.
+pub(crate) fn run(program: &str, words: &str) {
+    let output = Command::new(program).args(words.split(' ')).output();
+    let output = output.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {words}: {said}");
+}
+
 pub(crate) fn make_bridge(name: &str, addresses: &[&str]) {
     netlink(async |netlink| {
         let index = netlink.create_bridge(name).await.unwrap();

@@ -14,14 +14,7 @@ use std::thread;
 use host_bridge::probe::bulk::{SOURCE_PORT, bulk_receive};
 use rustix::thread::UnshareFlags;
 
-use crate::common::{BULK, BULK_PATIENCE, World, in_private_network, netlink};
-
-/// Runs `ip` in this thread's namespace.
-fn ip(words: &str) {
-    let output = Command::new("ip").args(words.split(' ')).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {words}: {said}");
-}
+use crate::common::{BULK, BULK_PATIENCE, World, in_private_network, ip, netlink};
 
 /// A number from a table of this namespace's kernel: two lines per protocol, names and
 /// numbers, or a name and a number per line.

@@ -36,7 +36,16 @@ pub struct FilterConfig {
     /// EtherTypes allowed besides IPv4, ARP and IPv6. Only the MAC addresses of
     /// such frames are checked. Default none.
     pub allow_ethertypes: Vec<u16>,
+    /// How many frames per second the guest may send to groups (broadcast and
+    /// multicast), after a burst of as many; more are dropped. A bridge hands each
+    /// to every port, so one guest's would be work for all others. Default 1000;
+    /// 0 is no limit.
+    pub groups_per_second: u32,
 }
+
+/// What a guest sends that looks for all others of a network at once, and little
+/// for those that get it.
+pub(crate) const GROUPS_PER_SECOND: u32 = 1000;
 
 impl Default for FilterConfig {
     fn default() -> Self {
@@ -49,6 +58,7 @@ impl Default for FilterConfig {
             allow_router: false,
             allow_vlan: false,
             allow_ethertypes: Vec::new(),
+            groups_per_second: GROUPS_PER_SECOND,
         }
     }
 }

@@ -65,6 +65,11 @@ impl From<Result<(), DropReason>> for Verdict {
     }
 }
 
+/// Whether a frame goes to a group: the lowest bit of its first byte says so.
+pub(crate) fn is_to_group(head: &[u8]) -> bool {
+    head.first().is_some_and(|first| first & 1 == 1)
+}
+
 /// The filter of one port.
 #[derive(Debug, Clone)]
 pub struct Filter {
@@ -104,6 +109,15 @@ impl Filter {
         self.check_frame(View::new(head, frame_len)).into()
     }
 
+    /// How many frames to groups may pass per second; 0: all. Whoever sends them on
+    /// counts.
+    pub(crate) fn groups_per_second(&self) -> u32 {
+        match self.config.enabled {
+            true => self.config.groups_per_second,
+            false => 0,
+        }
+    }
+
     /// Whether a frame from the host belongs to the guest: addressed to its MAC
     /// address or to a group. `head` is a private copy of at least the first 14
     /// bytes.
@@ -111,8 +125,7 @@ impl Filter {
         let Some((destination, _)) = head.split_first_chunk::<6>() else {
             return Verdict::Drop(DropReason::Truncated);
         };
-        // The lowest bit of the first byte marks a group address.
-        if !self.config.enabled || destination[0] & 1 == 1 || *destination == self.mac {
+        if !self.config.enabled || is_to_group(head) || *destination == self.mac {
             Verdict::Pass
         } else {
             Verdict::Drop(DropReason::NotForGuest)

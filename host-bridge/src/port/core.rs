@@ -55,6 +55,9 @@ pub(super) struct Core {
     tap: Arc<AsyncFd<Tap>>,
     /// The Linux bridge that the TAP is to be a port of.
     master: Option<String>,
+    /// The only Ethernet address behind the TAP, where the filter sees to that and the TAP
+    /// is ours to set up.
+    alone: Option<[u8; 6]>,
     netlink: Netlink,
     record: Option<Record>,
     shown: Arc<Shown>,
@@ -74,6 +77,8 @@ impl Core {
     ) -> Result<(Self, PortHandle), BridgeError> {
         let name = config.name;
         let capable = tap.capable();
+        let alone = config.filter.enabled && !tap.is_persistent();
+        let alone = alone.then_some(config.network.mac);
         let log = config
             .log
             .unwrap_or_else(|| PortLog::new(&name, LOG_LINES_PER_SECOND));
@@ -125,6 +130,7 @@ impl Core {
             inbox,
             tap,
             master: config.master,
+            alone,
             netlink: netlink.clone(),
             record: config.record,
             shown: shown.clone(),
@@ -172,10 +178,11 @@ impl Core {
         let netlink = self.netlink.clone();
         let (port, tap) = (self.shown.name.clone(), self.shown.tap.clone());
         let kept = self.master.clone().zip(self.tap.get_ref().ifindex());
+        let alone = self.alone;
         async move {
             match kept {
                 Some((master, index)) => {
-                    keep_in_bridge(&netlink, &port, (&tap, index), &master).await
+                    keep_in_bridge(&netlink, &port, (&tap, index), (&master, alone)).await
                 }
                 None => std::future::pending().await,
             }

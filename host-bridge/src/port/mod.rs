@@ -107,6 +107,7 @@ impl Port {
             guest_mac: config.network.mac,
             mtu: config.network.mtu,
             master: config.master.as_deref(),
+            guest_alone: config.filter.enabled,
             host_addresses: &config.host_addresses,
         };
         prepare_tap(netlink, source, kind, plan).await

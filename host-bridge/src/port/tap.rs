@@ -37,6 +37,8 @@ pub(crate) struct TapPlan<'a> {
     pub(crate) mtu: u16,
     /// The Linux bridge that it belongs to.
     pub(crate) master: Option<&'a str>,
+    /// Whether nobody but the guest's Ethernet address is behind it.
+    pub(crate) guest_alone: bool,
     /// The host's addresses on it.
     pub(crate) host_addresses: &'a [IpNet],
 }
@@ -77,7 +79,8 @@ pub(crate) async fn prepare_tap(
     if let Some(master) = plan.master
         && !is_port_of(netlink, link.master, master).await
     {
-        netlink.set_master(index, master).await?;
+        let alone = (plan.guest_alone && !tap.is_persistent()).then_some(plan.guest_mac);
+        join(netlink, index, master, alone).await?;
     }
     let routes_ipv6 = plan
         .host_addresses
@@ -115,6 +118,22 @@ fn host_mac(guest_mac: [u8; 6]) -> [u8; 6] {
     [0xfe, a, b, c, d, e]
 }
 
+/// Makes a TAP a port of a bridge; `alone`: the only address behind it.
+async fn join(
+    netlink: &Netlink,
+    index: u32,
+    master: &str,
+    alone: Option<[u8; 6]>,
+) -> Result<(), NetlinkError> {
+    netlink.set_master(index, master).await?;
+    if let Some(mac) = alone
+        && let Err(error) = netlink.keep_strangers_frames_off(index, mac).await
+    {
+        log::warn!("the bridge {master} floods a guest's port, as bridges do: {error}");
+    }
+    Ok(())
+}
+
 async fn is_port_of(netlink: &Netlink, now: Option<u32>, master: &str) -> bool {
     match netlink.link_by_name(master).await {
         Ok(master) => now == Some(master.index),
@@ -147,7 +166,7 @@ pub(super) async fn keep_in_bridge(
     netlink: &Netlink,
     port: &str,
     (tap, index): (&str, u32),
-    master: &str,
+    (master, alone): (&str, Option<[u8; 6]>),
 ) -> Infallible {
     let mut changes = match netlink.link_changes() {
         Ok(changes) => changes,
@@ -172,7 +191,7 @@ pub(super) async fn keep_in_bridge(
                 }
             }
             Ok(_) => {
-                let joined = netlink.set_master(index, master).await;
+                let joined = join(netlink, index, master, alone).await;
                 if !std::mem::replace(&mut outside, true) {
                     match joined {
                         Ok(()) => log::warn!("port {port}: {tap} had left the bridge {master}"),

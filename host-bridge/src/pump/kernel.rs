@@ -6,7 +6,8 @@
 
 use super::{PumpEnd, PumpShared, Wire};
 use crate::counters::{DirectionCounters, DropReason};
-use crate::filter::Verdict;
+use crate::filter::{Verdict, is_to_group};
+use crate::limit::GroupLimit;
 use crate::policy::Policy;
 use crate::tap::{RawSlice, TapTrouble, classify};
 use shm_link::offload::{GSO_NONE, OffloadHeader};
@@ -14,6 +15,8 @@ use shm_link::offload::{GSO_NONE, OffloadHeader};
 /// Whether the frame may go on, judged by a private copy of its head.
 pub(super) fn admit(
     policy: &Policy,
+    groups: &mut GroupLimit,
+    wire: &impl Wire,
     offload: OffloadHeader,
     head: &[u8],
     frame_len: usize,
@@ -32,10 +35,14 @@ pub(super) fn admit(
     if segment_len > policy.max_frame_len() {
         return Err(DropReason::TooLong);
     }
-    match policy.filter.check(head, frame_len) {
-        Verdict::Pass => Ok(()),
-        Verdict::Drop(reason) => Err(reason),
+    if let Verdict::Drop(reason) = policy.filter.check(head, frame_len) {
+        return Err(reason);
     }
+    let per_second = policy.filter.groups_per_second();
+    if per_second != 0 && is_to_group(head) && !groups.permits(per_second, wire.now()) {
+        return Err(DropReason::GroupLimit);
+    }
+    Ok(())
 }
 
 /// Hands a frame of `len` bytes to the kernel and counts what became of it.

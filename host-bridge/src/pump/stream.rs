@@ -24,7 +24,7 @@ use super::{
 use crate::counters::DropReason;
 use crate::filter::{HEAD_LEN, Verdict};
 use crate::impair::{Impair, ImpairedFrame};
-use crate::limit::Limiter;
+use crate::limit::{GroupLimit, Limiter};
 use crate::policy::Policy;
 use crate::tap::RawSlice;
 
@@ -42,6 +42,7 @@ pub(crate) struct StreamPump {
     to_host: Impair,
     to_guest: Impair,
     limit_to_host: Limiter,
+    groups_to_host: GroupLimit,
     limit_to_guest: Limiter,
     /// A frame that left the impairment stage and found no room in the stream.
     waiting: Option<ImpairedFrame>,
@@ -94,6 +95,7 @@ impl StreamPump {
             to_host,
             to_guest,
             limit_to_host: Limiter::new(limits.to_host),
+            groups_to_host: GroupLimit::default(),
             limit_to_guest: Limiter::new(limits.to_guest),
             waiting: None,
             batches,
@@ -134,7 +136,9 @@ impl StreamPump {
             offload
                 .check(len, policy.offloads_to_host)
                 .inspect_err(|_| counters.dropped(DropReason::PeerFault))?;
-            match admit(policy, offload, &frame[..len.min(HEAD_LEN)], len) {
+            let (groups, tap) = (&mut self.groups_to_host, &*self.shared.tap);
+            let head = &frame[..len.min(HEAD_LEN)];
+            match admit(policy, groups, tap, offload, head, len) {
                 Err(reason) => counters.dropped(reason),
                 Ok(()) if impaired => {
                     let bytes = frame.to_vec();

@@ -18,7 +18,7 @@ use crate::bell::GuestBell;
 use crate::counters::DropReason;
 use crate::filter::HEAD_LEN;
 use crate::impair::{Impair, ImpairedFrame};
-use crate::limit::Limiter;
+use crate::limit::{GroupLimit, Limiter};
 use crate::policy::Policy;
 use crate::tap::RawSlice;
 
@@ -29,6 +29,7 @@ pub(super) struct ToHost<W> {
     shared: PumpShared<W>,
     stage: Impair,
     limit: Limiter,
+    groups: GroupLimit,
     rules: Rules,
 }
 
@@ -89,6 +90,7 @@ impl<W: Wire> ToHost<W> {
             shared,
             stage,
             limit,
+            groups: GroupLimit::default(),
             rules: Rules::default(),
         }
     }
@@ -175,7 +177,8 @@ impl<W: Wire> ToHost<W> {
             }
             let mut head = [0; HEAD_LEN];
             let head = copy_head(&record, &mut head);
-            match admit(policy, record.offload, head, record.len) {
+            let (groups, tap) = (&mut self.groups, &*self.shared.tap);
+            match admit(policy, groups, tap, record.offload, head, record.len) {
                 Err(reason) => counters.dropped(reason),
                 // A TAP without a virtio header would take it for a whole frame.
                 Ok(()) if excused && !self.shared.tap.completes() => {

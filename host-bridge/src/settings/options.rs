@@ -267,6 +267,11 @@ pub struct FilterFlags {
     /// 0x88cc.
     #[arg(long = "allow-ethertype", value_name = "NUMBER", value_parser = ethertype, help_heading = FILTER)]
     pub allow_ethertypes: Vec<u16>,
+
+    /// How many broadcasts and multicasts a guest may send per second [default:
+    /// 1000]; 0: any number.
+    #[arg(long, value_name = "NUMBER", help_heading = FILTER)]
+    pub groups_per_second: Option<u32>,
 }
 
 impl FilterFlags {
@@ -279,6 +284,9 @@ impl FilterFlags {
         filter.allow_router |= self.allow_router;
         filter.allow_vlan |= self.allow_vlan;
         filter.allow_ethertypes.extend(self.allow_ethertypes);
+        if let Some(groups) = self.groups_per_second {
+            filter.groups_per_second = groups;
+        }
     }
 }
 

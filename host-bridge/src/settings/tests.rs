@@ -58,7 +58,7 @@ fn each_flag_arrives() {
         "--socket @vm --stream @st --serial /dev/ttyS0 --serial /dev/ttyS1 --admin off --bridge br0 --net4 10.1.0.0/24 --net6 fd01::/64 --dhcp --slaac \
          --mtu 9000 --dns 10.1.0.1 --dns fd01::1 --max-guests 3 --name-prefix vm --tap t1 --tap t2 \
          --ring-bytes 65536 --allow-source 10.2.0.0/16 --allow-dhcp --allow-slaac \
-         --allow-dhcp-server --allow-router --allow-vlan --allow-ethertype 0x88cc \
+         --allow-dhcp-server --allow-router --allow-vlan --allow-ethertype 0x88cc --groups-per-second 7 \
          --impair-to-host loss=5% --impair-to-guest delay=20ms --workers 3",
     )
     .unwrap();
@@ -95,6 +95,7 @@ fn each_flag_arrives() {
     assert!(filter.allow_dhcp_server && filter.allow_router && filter.allow_vlan);
     assert_eq!(filter.allow_sources, ["10.2.0.0/16".parse().unwrap()]);
     assert_eq!(filter.allow_ethertypes, [0x88cc]);
+    assert_eq!(filter.groups_per_second, 7);
     assert_eq!(policy.impair_to_host.to_string(), "loss=5%");
     assert_eq!(policy.impair_to_guest.to_string(), "delay=20ms");
     let taps: Vec<_> = policy.taps.iter().map(|tap| format!("{tap:?}")).collect();

@@ -78,6 +78,42 @@ fn a_limit_of_frames_holds_the_guest_back_and_loses_nothing() {
     });
 }
 
+#[test]
+fn broadcasts_beyond_their_limit_are_dropped_and_nothing_waits_behind_them() {
+    in_private_network(|| async {
+        let daemon = DaemonProcess::start(&["--groups-per-second", "50"]);
+        let start = Instant::now();
+        let guest = LivingGuest::attach(|guest| {
+            let broadcast = guest.arp_request(guest.config.v4[0].addr);
+            let mut unicast = broadcast.clone();
+            unicast[..6].copy_from_slice(&[2, 0, 0, 0, 0, 0x99]);
+            for _ in 0..300 {
+                guest.send(&broadcast);
+                guest.send(&unicast);
+            }
+        });
+        let deadline = Instant::now() + PATIENCE;
+        let counters = loop {
+            let counters = daemon.ports()[0]["counters"]["guest_to_host"].clone();
+            if counters["frames_in"] == 600 {
+                break counters;
+            }
+            assert!(Instant::now() < deadline, "frames wait: {counters}");
+        };
+        let drops = counters["drops"].as_object().unwrap();
+        assert_eq!(drops.keys().collect::<Vec<_>>(), ["group-limit"]);
+        let dropped = drops["group-limit"].as_u64().unwrap();
+        let later = (start.elapsed().as_secs_f64() * 50.0) as u64 + 1;
+        let least = 250_u64.saturating_sub(later);
+        assert!(
+            (least..=250).contains(&dropped),
+            "{dropped} of 250, {later} later"
+        );
+        assert_eq!(counters["frames_out"], 600 - dropped);
+        drop(guest);
+    });
+}
+
 /// A guest that leaves checksums to the host.
 fn attach_with_offloads() -> RawGuest {
     let attachment = Attachment::connect(&address(), PATIENCE).unwrap();

@@ -23,6 +23,7 @@ fn configs() -> Vec<FilterConfig> {
         allow_router: true,
         allow_vlan: true,
         allow_ethertypes: vec![0x88cc],
+        groups_per_second: 0,
     };
     vec![FilterConfig::default(), all]
 }
