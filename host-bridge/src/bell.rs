@@ -64,29 +64,54 @@ impl Doorbell for GuestBell {
 /// eventfd is a new edge, whatever its count, which saves a system call for each
 /// wake-up. Only its overflow would stop the edges, after 2^64 rings or a guest
 /// that writes a huge count on purpose, which silences its own doorbell.
+///
+/// While nobody listens it is not registered, or each ring would wake the thread.
 #[derive(Debug)]
-pub(crate) struct HostBell(AsyncFd<OwnedFd>);
+pub(crate) struct HostBell {
+    fd: Arc<OwnedFd>,
+    heard: Option<AsyncFd<Arc<OwnedFd>>>,
+}
 
 impl HostBell {
     /// Registers a duplicate of `fd`.
     pub(crate) fn new(fd: &OwnedFd) -> io::Result<Self> {
         // A descriptor of a process that we do not control may block.
         rustix::io::ioctl_fionbio(fd, true)?;
-        let fd = fd.try_clone()?;
-        // SAFETY: an OwnedFd is open as long as it exists and never changes.
-        let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-        registered
-            .map(Self)
-            .map_err(|refused| refused.into_parts().1)
+        let mut bell = Self {
+            fd: Arc::new(fd.try_clone()?),
+            heard: None,
+        };
+        bell.listen()?;
+        Ok(bell)
+    }
+
+    /// Rings are heard, the last of those before now as well.
+    pub(crate) fn listen(&mut self) -> io::Result<()> {
+        if self.heard.is_none() {
+            let fd = self.fd.clone();
+            // SAFETY: an OwnedFd is open as long as it exists and never changes.
+            let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+            self.heard = Some(registered.map_err(|refused| refused.into_parts().1)?);
+        }
+        Ok(())
+    }
+
+    /// Rings are not heard until [`listen`](Self::listen).
+    pub(crate) fn ignore(&mut self) {
+        self.heard = None;
     }
 }
 
 impl AsyncWait for HostBell {
     async fn wait(&self) {
-        match self.0.readable().await {
-            Ok(mut ready) => ready.clear_ready(),
-            // The runtime is going away, and this task with it.
-            Err(_) => std::future::pending().await,
+        let ready = match &self.heard {
+            Some(heard) => heard.readable().await.ok(),
+            None => None,
+        };
+        match ready {
+            Some(mut ready) => ready.clear_ready(),
+            // Nobody listens; or the runtime is going away, and this task with it.
+            None => std::future::pending().await,
         }
     }
 }

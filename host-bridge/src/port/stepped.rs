@@ -211,7 +211,7 @@ impl<E: Ether> SteppedPort<E> {
             return Ok(Step::Again);
         }
         Ok(match self.both.arm(&policy)? {
-            Some(Sleep { readable, due }) => Step::Sleep { readable, due },
+            Some(Sleep { readable, due, .. }) => Step::Sleep { readable, due },
             None => Step::Again,
         })
     }

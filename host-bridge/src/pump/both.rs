@@ -41,6 +41,8 @@ pub(crate) struct Sleep {
     pub(crate) readable: bool,
     /// This time.
     pub(crate) due: Option<Instant>,
+    /// Not for the doorbell: the guest's frames rest until then.
+    pub(crate) rests: bool,
 }
 
 impl<W: Wire> Both<W> {
@@ -95,6 +97,7 @@ impl<W: Wire> Both<W> {
         Ok(Some(Sleep {
             readable: self.stopped == Turn::TapEmpty,
             due: due.flatten().min(),
+            rests: self.to_host.rests(),
         }))
     }
 

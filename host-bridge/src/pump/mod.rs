@@ -75,6 +75,12 @@ impl Budget {
         bytes: BUDGET_BYTES,
     };
 
+    /// Of a turn that moved something and has nothing more to do now.
+    const TOUCHED: Self = Self {
+        frames: BUDGET_FRAMES - 1,
+        bytes: BUDGET_BYTES,
+    };
+
     /// A frame of `len` bytes was moved.
     fn spend(&mut self, len: usize) {
         self.frames = self.frames.saturating_sub(1);

@@ -28,6 +28,12 @@ use crate::tap::Tap;
 /// How long a busy pump looks for work before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
 
+/// Rings after which there was nothing to do, one after the other, that are taken for
+/// noise; and how long the bell is not listened to then. Anybody can ring at any rate,
+/// and each ring that is heard costs a wake-up.
+const RINGS_IN_VAIN: u32 = 16;
+const DEAF: Duration = Duration::from_millis(1);
+
 /// The control rings of a port, as far as its pump has to do with them.
 pub(crate) struct ControlWatch {
     /// Each ring whose half may sleep.
@@ -38,10 +44,13 @@ pub(crate) struct ControlWatch {
 
 impl ControlWatch {
     /// Wakes the port's task if a control ring has what it waits for.
-    fn pass_on(&self) {
-        if self.rings.iter().any(RingWatch::is_due) {
+    /// Whether one has.
+    fn pass_on(&self) -> bool {
+        let due = self.rings.iter().any(RingWatch::is_due);
+        if due {
             self.task.notify_one();
         }
+        due
     }
 }
 
@@ -57,6 +66,8 @@ pub(crate) struct ShmPump {
     spins: [Spin; 2],
     /// Which of the two counts now.
     gave: bool,
+    /// Rings since there was something to do.
+    vain: u32,
     born: Instant,
 }
 
@@ -76,6 +87,7 @@ impl ShmPump {
             shared,
             spins: [Spin::new(SPIN); 2],
             gave: false,
+            vain: 0,
             born: Instant::now(),
         }
     }
@@ -94,7 +106,9 @@ impl ShmPump {
         loop {
             let policy = self.policy.borrow_and_update().clone();
             let Turned { moved, gave, more } = self.both.turn(&policy)?;
-            self.control.pass_on();
+            if self.control.pass_on() || moved {
+                self.vain = 0;
+            }
             let spin = &mut self.spins[usize::from(self.gave)];
             if moved {
                 spin.worked(self.born.elapsed());
@@ -119,13 +133,25 @@ impl ShmPump {
     /// Sleeps until the guest rings, the TAP has a frame, a held frame is due, or
     /// the policy changes.
     async fn sleep(&mut self, until: Sleep) -> Result<(), PumpEnd> {
+        let noise = self.vain >= RINGS_IN_VAIN;
+        let due = match noise {
+            true => until.due.into_iter().chain([Instant::now() + DEAF]).min(),
+            false => until.due,
+        };
+        match noise || until.rests {
+            true => self.bell.ignore(),
+            false => self.bell.listen().map_err(PumpEnd::Tap)?,
+        }
         tokio::select! {
-            () = rung(&self.bell) => self.both.rung(),
+            () = rung(&self.bell) => {
+                self.vain = self.vain.saturating_add(1);
+                self.both.rung();
+            }
             ready = tap_readable(&self.shared.tap), if until.readable => {
                 ready.map_err(PumpEnd::Tap)?;
                 self.both.readable();
             }
-            () = sleep_until(until.due) => {}
+            () = sleep_until(due) => {}
             () = policy_changed(&mut self.policy) => {}
         }
         self.both.disarm();

@@ -8,6 +8,7 @@ mod common;
 mod admin;
 mod daemon;
 mod failures;
+mod floods;
 #[path = "../stream/guest.rs"]
 #[allow(dead_code, reason = "the stream tests use the rest")]
 mod guest;
