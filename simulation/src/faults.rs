@@ -92,7 +92,7 @@ impl World {
         let before = memory::copy(&region);
         if let Some(side) = place.guest.as_mut().filter(|_| guest) {
             let _ = side.step(
-                &mut self.connections,
+                (&mut self.connections, &mut self.exchanges),
                 &mut place.starts,
                 &self.addresses,
                 &self.clock,
@@ -153,7 +153,7 @@ impl World {
             }
         }
         self.wake_guests(later);
-        dead.die(&mut self.connections, now)?;
+        dead.die(&mut self.connections, &mut self.exchanges, now)?;
         for connection in &mut self.connections {
             // Also those that had ended here, and were being sent in the background.
             if connection.doomed.is_some()

@@ -21,6 +21,7 @@
 //! | `hostile` | what a hostile guest does to its own |
 //! | `segment` | what a kernel does for an interface that takes no super-frames |
 //! | `ethernet` | interfaces, and the segment that joins them |
+//! | `datagrams` | exchanges of datagrams |
 //! | `connection` | one connection, and its two applications |
 //! | `scenario` | what a seed means |
 //! | `guest` | a guest: stack and applications |
@@ -33,6 +34,8 @@
 //! - Every byte of every connection arrives, right and in order, and both ends see the
 //!   other's end, unless something was done that must break it (a guest died, an
 //!   address went, an application aborted).
+//! - No datagram arrives that was not sent, whoever goes on asking is answered, and on a
+//!   good network every question is answered once.
 //! - Nobody is reset whom nobody reset; nothing stands still; nothing spins.
 //! - Afterwards nothing is left over: no socket, no handshake, no frame held back, and
 //!   every frame is accounted for, in the stacks and in the bridge.
@@ -53,6 +56,7 @@ mod hostile;
 mod segment;
 mod ethernet;
 mod connection;
+mod datagrams;
 mod scenario;
 mod guest;
 mod host;
@@ -65,12 +69,39 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::scenario::Scenario;
 use crate::world::{Summary, World};
 
+/// What is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// What everything follows from.
+    pub seed: u64,
+    /// With datagrams beside the connections.
+    pub datagrams: bool,
+}
+
+impl Run {
+    /// Connections only.
+    pub fn of(seed: u64) -> Self {
+        Self {
+            seed,
+            datagrams: false,
+        }
+    }
+
+    fn scenario(self) -> Scenario {
+        let scenario = Scenario::draw(self.seed);
+        match self.datagrams {
+            true => scenario.with_datagrams(),
+            false => scenario,
+        }
+    }
+}
+
 /// Runs one seed; `print` writes its trace to the standard output.
 ///
 /// # Errors
 /// What is wrong, in words; also when something panicked.
-pub fn run(seed: u64, print: bool) -> Result<Summary, String> {
-    let run = || World::new(Scenario::draw(seed), print)?.run();
+pub fn run(what: Run, print: bool) -> Result<Summary, String> {
+    let run = || World::new(what.scenario(), print)?.run();
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map(String::as_str);
         let words = words.or(panic.downcast_ref::<&str>().copied());
@@ -79,11 +110,13 @@ pub fn run(seed: u64, print: bool) -> Result<Summary, String> {
 }
 
 /// The command that runs a seed again and shows what happens.
-pub fn replay(seed: u64) -> String {
-    format!("cargo run --release -p simulation -- --seed {seed} --trace")
+pub fn replay(what: Run) -> String {
+    let Run { seed, datagrams } = what;
+    let datagrams = if datagrams { "--datagrams " } else { "" };
+    format!("cargo run --release -p simulation -- {datagrams}--seed {seed} --trace")
 }
 
 /// What a seed means, to read.
-pub fn describe(seed: u64) -> String {
-    format!("{:#?}", Scenario::draw(seed))
+pub fn describe(what: Run) -> String {
+    format!("{:#?}", what.scenario())
 }

@@ -18,6 +18,9 @@ struct Options {
     /// One seed only.
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
+    /// Datagrams beside the connections.
+    #[arg(long)]
+    datagrams: bool,
     /// Show what happens.
     #[arg(long, requires = "seed")]
     trace: bool,
@@ -77,6 +80,10 @@ fn main() -> ExitCode {
             }
         };
     }
+    let what = |seed| simulation::Run {
+        seed,
+        datagrams: options.datagrams,
+    };
     if let Some(seed) = options.seed {
         if options.trace {
             // Fails only where there is one already.
@@ -84,10 +91,10 @@ fn main() -> ExitCode {
             log::set_max_level(log::LevelFilter::Trace);
         }
         if options.describe {
-            println!("{}", simulation::describe(seed));
+            println!("{}", simulation::describe(what(seed)));
             return ExitCode::SUCCESS;
         }
-        return match simulation::run(seed, options.trace) {
+        return match simulation::run(what(seed), options.trace) {
             Ok(summary) => {
                 println!("seed {seed}: {summary:#?}");
                 ExitCode::SUCCESS
@@ -98,10 +105,10 @@ fn main() -> ExitCode {
             }
         };
     }
-    run_many(&options)
+    run_many(&options, what)
 }
 
-fn run_many(options: &Options) -> ExitCode {
+fn run_many(options: &Options, what: impl Fn(u64) -> simulation::Run + Sync) -> ExitCode {
     let begun = Instant::now();
     let deadline = options
         .seconds
@@ -119,11 +126,12 @@ fn run_many(options: &Options) -> ExitCode {
                 return;
             }
             let started = Instant::now();
-            match simulation::run(seed, false) {
+            match simulation::run(what(seed), false) {
                 Ok(summary) => {
                     let mut total = total.lock().expect("nobody panics with it");
                     total.0 += 1;
                     total.1.bytes += summary.bytes;
+                    total.1.answers += summary.answers;
                     total.1.turns += summary.turns;
                     total.1.clean += summary.clean;
                     total.1.doomed += summary.doomed;
@@ -138,7 +146,7 @@ fn run_many(options: &Options) -> ExitCode {
                     failed.fetch_add(1, Ordering::Relaxed);
                     println!(
                         "seed {seed}: {wrong}\nreplay: {}\n",
-                        simulation::replay(seed)
+                        simulation::replay(what(seed))
                     );
                 }
             }
@@ -152,11 +160,12 @@ fn run_many(options: &Options) -> ExitCode {
     let (seeds, summary, slowest) = total.into_inner().expect("nobody panics with it");
     println!(
         "{seeds} seeds passed in {:.1} s: {} connections ended well, {} were broken on purpose, \
-         {:.1} MB, {:.0} s of virtual time, {} turns; the slowest seed, {}, took {:.2} s",
+         {:.1} MB, {} datagrams answered, {:.0} s of virtual time, {} turns; the slowest seed, {}, took {:.2} s",
         begun.elapsed().as_secs_f64(),
         summary.clean,
         summary.doomed,
         summary.bytes as f64 / 1e6,
+        summary.answers,
         summary.time as f64 / 1e9,
         summary.turns,
         slowest.1,

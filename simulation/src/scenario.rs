@@ -12,6 +12,7 @@ use shm_link::superblock::{Layout, LayoutOptions, PipePlace, RingPlace};
 
 use crate::clock::{MICROSECOND, MILLISECOND, Nanos, SECOND};
 use crate::connection::{Order, Pause, Plan};
+use crate::datagrams::Asking;
 use crate::random::Random;
 
 /// A guest and its port.
@@ -150,6 +151,7 @@ pub(crate) struct Scenario {
     pub(crate) seed: u64,
     pub(crate) guests: Vec<GuestPlan>,
     pub(crate) connections: Vec<Plan>,
+    pub(crate) askings: Vec<Asking>,
     pub(crate) faults: Vec<(Nanos, Fault)>,
     /// How late a doorbell may come: seldom so late, in percent, and at the most.
     pub(crate) late_bells: (u64, Nanos),
@@ -412,10 +414,22 @@ impl Scenario {
             seed,
             guests: vec![plan(0), plan(1)],
             connections: vec![connection],
+            askings: Vec::new(),
             faults: Vec::new(),
             late_bells: (0, 0),
             patience: 24 * 3600 * SECOND,
         }
+    }
+
+    /// Whether bits are flipped anywhere, at any time.
+    pub(crate) fn flips_bits(&self) -> bool {
+        let guests = self.guests.iter().map(|plan| &plan.impair_to_guest);
+        let changes = self.faults.iter().filter_map(|(_, fault)| match fault {
+            Fault::Change { change, .. } => change.impair_to_guest.as_ref(),
+            _ => None,
+        });
+        let mut all = guests.chain(changes);
+        all.any(|impair| impair.to_string().contains("corrupt"))
     }
 
     /// What `seed` means.
@@ -481,6 +495,7 @@ impl Scenario {
             seed,
             guests,
             connections,
+            askings: Vec::new(),
             faults,
             late_bells,
             patience: 2 * 3600 * SECOND,

@@ -19,6 +19,7 @@ use shm_link::region::Region;
 
 use crate::clock::{Clock, MICROSECOND, MILLISECOND, NEVER, Nanos};
 use crate::connection::{CLIENT, Connection, SERVER};
+use crate::datagrams::Exchange;
 use crate::ethernet::{Tap, switch};
 use crate::guest::{Bell, FORGET, Guest, Next};
 use crate::host::Host;
@@ -115,6 +116,8 @@ pub struct Summary {
     pub longest_pause: Nanos,
     /// Turns of all parts.
     pub turns: u64,
+    /// Datagrams that were asked and answered.
+    pub answers: u64,
     /// Connections that had to end well, and did.
     pub clean: usize,
     /// Connections that something was done to.
@@ -130,6 +133,7 @@ pub(crate) struct World {
     pub(crate) places: Vec<Place>,
     pub(crate) taps: Vec<Rc<RefCell<Tap>>>,
     pub(crate) connections: Vec<Connection>,
+    pub(crate) exchanges: Vec<Exchange>,
     pub(crate) addresses: Vec<Addresses>,
     events: BinaryHeap<Reverse<(Nanos, u64, Event)>>,
     sequence: u64,
@@ -187,11 +191,14 @@ impl World {
             let plan = &connection.plan;
             places[plan.guests[CLIENT]].starts.push((plan.at, id));
         }
+        let askings = scenario.askings.iter().cloned().enumerate();
+        let exchanges = askings.map(|(id, plan)| Exchange::new(id, plan)).collect();
         let mut world = Self {
             clock,
             places,
             taps,
             connections,
+            exchanges,
             addresses,
             events: BinaryHeap::new(),
             sequence: 0,
@@ -231,7 +238,9 @@ impl World {
     }
 
     fn run_through(&mut self) -> Result<(), String> {
-        while !self.connections.iter().all(Connection::is_over) {
+        while !self.connections.iter().all(Connection::is_over)
+            || !self.exchanges.iter().all(Exchange::is_over)
+        {
             if !self.advance(self.scenario.patience)? {
                 return Err(self.standstill());
             }
@@ -243,9 +252,13 @@ impl World {
             .map(|c| c.done_at)
             .max()
             .unwrap_or(now);
+        self.summary.answers = self.exchanges.iter().map(|e| e.answers).sum();
         self.summary.bytes = self.connections.iter().map(|c| c.read[0] + c.read[1]).sum();
         let pauses = self.connections.iter().map(|c| c.longest_pause);
         self.summary.longest_pause = pauses.max().unwrap_or(0);
+        if self.scenario.is_calm() {
+            self.exchanges.iter().try_for_each(Exchange::check_calm)?;
+        }
         for connection in &self.connections {
             match connection.doomed {
                 Some(_) => self.summary.doomed += 1,
@@ -353,7 +366,7 @@ impl World {
         };
         place.guest_turn.rung = false;
         let stepped = guest.step(
-            &mut self.connections,
+            (&mut self.connections, &mut self.exchanges),
             &mut place.starts,
             &self.addresses,
             &self.clock,
@@ -526,6 +539,9 @@ impl World {
                     plan.order,
                 );
             }
+        }
+        for exchange in self.exchanges.iter().filter(|exchange| !exchange.is_over()) {
+            text += &format!("\n  {exchange:?}");
         }
         for (index, place) in self.places.iter_mut().enumerate() {
             if let Some(guest) = &mut place.guest {

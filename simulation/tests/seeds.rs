@@ -4,8 +4,10 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use simulation::Run;
+
 /// Runs all seeds on all processors, and says what is wrong with them.
-fn run(seeds: &[u64]) {
+fn run(runs: &[Run]) {
     let next = AtomicUsize::new(0);
     let wrong = Mutex::new(Vec::new());
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
@@ -13,11 +15,11 @@ fn run(seeds: &[u64]) {
         for _ in 0..threads {
             scope.spawn(|| {
                 // ORDERING: a counter, nothing hangs on it.
-                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(error) = simulation::run(*seed, false) {
-                        let replay = simulation::replay(*seed);
+                while let Some(what) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(error) = simulation::run(*what, false) {
+                        let replay = simulation::replay(*what);
                         let mut wrong = wrong.lock().unwrap();
-                        wrong.push(format!("seed {seed}: {error}\nreplay: {replay}"));
+                        wrong.push(format!("{what:?}: {error}\nreplay: {replay}"));
                     }
                 }
             });
@@ -28,7 +30,7 @@ fn run(seeds: &[u64]) {
         wrong.is_empty(),
         "{} of {} seeds:\n{}",
         wrong.len(),
-        seeds.len(),
+        runs.len(),
         wrong.join("\n\n")
     );
 }
@@ -44,16 +46,29 @@ fn count() -> u64 {
 
 #[test]
 fn in_every_run_all_bytes_arrive_and_nothing_is_left_over() {
-    run(&(0..count()).collect::<Vec<_>>());
+    run(&(0..count()).map(Run::of).collect::<Vec<_>>());
+}
+
+#[test]
+fn datagrams_arrive_as_they_were_sent_and_are_answered_in_the_end() {
+    let with = |seed| Run {
+        seed,
+        datagrams: true,
+    };
+    run(&(0..count()).map(with).collect::<Vec<_>>());
 }
 
 #[test]
 fn seeds_that_once_showed_a_mistake_show_none() {
     let text = include_str!("../seeds.txt");
+    // With a `d` in front: with datagrams.
     let lines = text.lines().filter(|line| !line.starts_with('#'));
-    let seeds: Vec<u64> = lines
+    let seeds: Vec<Run> = lines
         .flat_map(str::split_whitespace)
-        .map(|seed| seed.parse().unwrap())
+        .map(|word| Run {
+            seed: word.trim_start_matches('d').parse().unwrap(),
+            datagrams: word.starts_with('d'),
+        })
         .collect();
     assert!(!seeds.is_empty());
     run(&seeds);
@@ -63,8 +78,12 @@ fn seeds_that_once_showed_a_mistake_show_none() {
 fn a_seed_always_means_the_same_run() {
     let mut hashes = Vec::new();
     for seed in 0..if cfg!(debug_assertions) { 10 } else { 200 } {
-        let first = simulation::run(seed, false).unwrap();
-        let second = simulation::run(seed, false).unwrap();
+        let what = Run {
+            seed,
+            datagrams: seed % 2 == 1,
+        };
+        let first = simulation::run(what, false).unwrap();
+        let second = simulation::run(what, false).unwrap();
         assert!(first.lines > 20, "seed {seed} does nothing");
         assert_eq!(
             (first.hash, first.lines, first.turns, first.time),

@@ -205,7 +205,7 @@ fn a_cookie_is_good_for_its_own_handshake_only_and_not_for_ever() {
         &Segment::syn(4001, 1000).then(".", 1001, answer.seq + 1, b""),
     );
     refused(&mut bench, &syn.then(".", 1002, answer.seq + 1, b""));
-    bench.pass(Duration::from_secs(33));
+    bench.pass(Duration::from_secs(129));
     let answers = segments(&mut bench, &with_data(&syn, &answer));
     assert!(matches!(&answers[..], [reset] if reset.flags & RST != 0));
     assert_eq!(bench.stack.sockets().counters().tcp_cookies_taken, 0);
