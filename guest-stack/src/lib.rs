@@ -152,10 +152,10 @@
 //!
 //! # Limits
 //!
-//! - TCP: no sender-side SACK, no timestamps, no ECN, no path MTU discovery, and
-//!   ICMP errors do not reach streams, as smoltcp has it. No congestion control:
-//!   the link is local; behind it the bridge's queue sets the pace. Retransmission
-//!   waits a second at least.
+//! - TCP: no timestamps, no ECN, no pacing, one hole resent per round trip whatever
+//!   the peer says that it has, and ICMP errors other than a narrow path's do not
+//!   reach streams. A retransmission time-out is a second at least; what was lost
+//!   is mostly found sooner.
 //! - A connection that began with a SYN cookie, while a flood of SYNs took all places
 //!   ([`config::Limits::syn_cookies`]), has segments of at most 1,460 bytes, and waits
 //!   for the client to speak if the client's last ACK was lost.

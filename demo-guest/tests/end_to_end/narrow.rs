@@ -7,14 +7,13 @@
 //! The peer's own interface takes 1500, so nothing but the router's word tells the guest.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
 use host_bridge::probe::bulk::{SOURCE_PORT, bulk_receive};
 use rustix::thread::UnshareFlags;
 
-use crate::common::{BULK, BULK_PATIENCE, World, in_private_network, ip, netlink};
+use crate::common::{BULK, BULK_PATIENCE, World, in_private_network, ip, netlink, run};
 
 /// A number from a table of this namespace's kernel: two lines per protocol, names and
 /// numbers, or a name and a number per line.
@@ -110,6 +109,40 @@ fn a_guest_without_offloads_learns_what_its_path_carries_and_cuts_itself() {
     a_guest_learns_what_its_path_carries("no_offloads = true");
 }
 
+/// Gives what goes to the peer a rate, and a queue of 64 KB in front of it.
+fn shape(rate: &str) {
+    let words = format!("qdisc add dev west root tbf rate {rate} burst 32k limit 64k");
+    run("tc", &words);
+}
+
+/// Bytes that the guest sent.
+fn sent(world: &World) -> u64 {
+    let port = world.running("far").unwrap();
+    port.counters.guest_to_host.bytes_out
+}
+
+/// What a connection may have in flight from the start is many times what the way holds.
+#[test]
+fn a_connection_over_a_long_and_narrow_way_begins_slowly() {
+    in_private_network(|| {
+        const EACH: u64 = 1_000_000;
+        let world = World::start("impair_to_guest = \"delay=20ms\"");
+        let guest = world.guest("far");
+        let source = guest.v4(SOURCE_PORT);
+        let fetch = move || {
+            [0, 1].map(|seed| {
+                let fetched = bulk_receive(source, EACH, seed, BULK_PATIENCE);
+                fetched.unwrap().checksum_ok
+            })
+        };
+        let shape = || shape("20mbit");
+        assert_eq!(beyond_a_router(1500, shape, fetch), [true; 2]);
+        let sent = sent(&world);
+        // Seven tenths more than is to arrive, if they did not.
+        assert!(sent < 2 * EACH * 14 / 10, "{sent} bytes were sent");
+    });
+}
+
 /// The queue holds less than one connection may have in flight, let alone eight.
 #[test]
 fn connections_that_share_a_narrow_queue_hold_themselves_back() {
@@ -129,19 +162,9 @@ fn connections_that_share_a_narrow_queue_hold_themselves_back() {
                 .map(|fetching| fetching.join().unwrap().unwrap().checksum_ok)
                 .collect::<Vec<_>>()
         };
-        let shape = || {
-            let words = "qdisc add dev west root tbf rate 40mbit burst 32k limit 64k";
-            let tc = Command::new("tc").args(words.split(' ')).output().unwrap();
-            let said = String::from_utf8_lossy(&tc.stderr);
-            assert!(tc.status.success(), "tc {words}: {said}");
-        };
+        let shape = || shape("40mbit");
         assert_eq!(beyond_a_router(1500, shape, fetch), [true; 8]);
-        let sent = world
-            .running("far")
-            .unwrap()
-            .counters
-            .guest_to_host
-            .bytes_out;
+        let sent = sent(&world);
         // Half as much again as is to arrive, if they did not.
         assert!(sent < 8 * EACH * 14 / 10, "{sent} bytes were sent");
     });

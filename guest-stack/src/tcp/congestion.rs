@@ -12,6 +12,11 @@
 //! all the same: the queue may have been so full that nothing came through. TCP Veno and
 //! Westwood are of that kind; RFC 5681 would halve the window at either.
 //!
+//! A connection whose handshake took longer than the link ever does begins with ten segments
+//! (RFC 6928), and twice as many each round trip until it meets a queue or the peer's window
+//! (slow start, RFC 5681, 3.1; the queue ends it as in RFC 9406). On the link itself that
+//! would be delay for nothing.
+//!
 //! smoltcp's controllers count acknowledgements, of which the kernel sends one for 64 KB:
 //! they would take seconds to open on the link itself, and close at every loss. Here the
 //! socket is shown the narrower window in place of the peer's ([`Congestion::show`]), and
@@ -22,6 +27,13 @@ const SEGMENT: u32 = 1460;
 /// Nobody is held back further: with fewer in flight no duplicates show a loss (RFC 5681,
 /// 3.2).
 const LEAST: u32 = 4 * SEGMENT;
+/// An eighth more than the shortest round trip, within these bounds, and a queue begins (RFC
+/// 9406, 4.3): what was doubled grows by a quarter.
+const SLOWER_US: [u32; 2] = [4_000, 16_000];
+/// What a connection that leaves the machine begins with (RFC 6928).
+const INITIAL: u32 = 10 * SEGMENT;
+/// A handshake that takes longer leaves the machine, or it is a busy one.
+const LINK_US: u32 = 2_000;
 /// More than twice the shortest round trip and this is a queue, not a busy processor.
 const QUEUE_US: u32 = 4_000;
 
@@ -59,6 +71,13 @@ impl Congestion {
     #[cfg(test)]
     fn window(&self) -> Option<u32> {
         self.window
+    }
+
+    /// The handshake took so many µs; `None`: nobody knows.
+    pub(crate) fn begins(&mut self, round_trip_us: Option<u32>) {
+        if round_trip_us.is_none_or(|round_trip| round_trip > LINK_US) {
+            self.window = Some(INITIAL);
+        }
     }
 
     /// Something is sent whose round trip will be measured.
@@ -104,6 +123,18 @@ impl Congestion {
             .is_some_and(|shortest| latest > shortest.saturating_mul(2) + more_us)
     }
 
+    fn is_slower(&self) -> bool {
+        let [least, most] = SLOWER_US;
+        let slower = |shortest: u32| shortest.saturating_add((shortest / 8).clamp(least, most));
+        self.shortest_us
+            .is_some_and(|shortest| self.latest_us > slower(shortest))
+    }
+
+    /// Something in the middle of a round took so long.
+    pub(crate) fn took(&mut self, round_trip_us: u32) {
+        self.latest_us = round_trip_us;
+    }
+
     /// So many bytes were acknowledged. `recovering`: not all that was in flight at the last
     /// loss is.
     pub(crate) fn acknowledged(&mut self, bytes: u32, recovering: bool) {
@@ -115,10 +146,13 @@ impl Congestion {
         if recovering {
             return;
         }
-        let more = match self.is_queueing(QUEUE_US / 4) {
+        let more = if self.is_queueing(QUEUE_US / 4) {
             // Less than the segment.
-            true => (u64::from(SEGMENT) * u64::from(bytes.min(window)) / u64::from(window)) as u32,
-            false => bytes,
+            (u64::from(SEGMENT) * u64::from(bytes.min(window)) / u64::from(window)) as u32
+        } else if self.is_slower() {
+            bytes / 4
+        } else {
+            bytes
         };
         self.window = Some(window.saturating_add(more.max(1)));
     }
@@ -215,6 +249,37 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_leaves_the_machine_begins_slowly_and_doubles() {
+        let mut congestion = Congestion::default();
+        congestion.begins(Some(100));
+        assert_eq!(congestion.window(), None);
+        for round_trip in [Some(50_000), None] {
+            let mut congestion = Congestion::default();
+            congestion.begins(round_trip);
+            let mut expected = INITIAL;
+            for _ in 0..4 {
+                assert_eq!(congestion.window(), Some(expected));
+                congestion.round_begins();
+                congestion.acknowledged(expected, false);
+                congestion.round_ends(50_000);
+                expected *= 2;
+            }
+            // Until a queue begins,
+            congestion.took(60_000);
+            congestion.acknowledged(expected, false);
+            expected += expected / 4;
+            assert_eq!(congestion.window(), Some(expected));
+            // and is there,
+            congestion.round_ends(110_000);
+            congestion.acknowledged(expected, false);
+            assert_eq!(congestion.window(), Some(expected + SEGMENT));
+            // or until the peer takes no more anyway.
+            assert_eq!(congestion.show(1000, 7), 1000);
+            assert_eq!(congestion.window(), None);
+        }
+    }
+
+    #[test]
     fn a_loss_without_a_queue_holds_nobody_back() {
         let mut congestion = with(100, 60_000);
         congestion.lost(1 << 20);
@@ -293,7 +358,7 @@ mod tests {
         assert_eq!(congestion.window(), Some(60_000), "not while it recovers");
         congestion.acknowledged(60_000, false);
         assert_eq!(congestion.window(), Some(60_000 + SEGMENT));
-        congestion.answered(Some(30_000));
+        congestion.answered(Some(22_000));
         congestion.acknowledged(61_460, false);
         assert_eq!(congestion.window(), Some(2 * 61_460));
         // The peer takes less: there is nothing to hold back.

@@ -341,6 +341,7 @@ impl Sockets {
         flow.recovery.scaled_by(syn.tcp.window_scale);
         flow.recovery
             .synchronized(isn.wrapping_add(1), irs.wrapping_add(1), round_trip);
+        flow.recovery.begins(round_trip);
         self.table.replace(index, Entry::Flow(flow.into()));
         self.table.set_deadline(index, None);
         self.feed_segment(now, index, received, tx);

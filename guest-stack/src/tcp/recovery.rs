@@ -54,6 +54,12 @@ const LONGEST_QUEUE_US: u32 = 100_000;
 /// Probes without an answer after which all that is in flight is taken for lost.
 const PROBES_IN_VAIN: u8 = 3;
 
+/// A minute: no round trip is taken for longer.
+const LONGEST_US: u32 = 60_000_000;
+
+/// Marks in a round trip.
+const MARKS: usize = 8;
+
 /// smoltcp's shortest retransmission timeout: no probe is that late.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -84,7 +90,7 @@ pub(crate) struct View {
 }
 
 /// What a connection remembers of its losses: 176 bytes at most.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Recovery {
     /// The first unacknowledged sequence number, once data was acknowledged.
     acked: Option<u32>,
@@ -108,6 +114,9 @@ pub(crate) struct Recovery {
     resent: Option<(Instant, u32)>,
     /// The round trip that is being measured: the end of what was sent, when.
     sample: Option<(u32, Instant)>,
+    /// Ends of what was sent, and when, in µs: what they took tells of a queue while it
+    /// builds up.
+    marks: heapless::Deque<(u32, u32), MARKS>,
     /// Smoothed round trip time, in µs.
     srtt_us: Option<u32>,
     /// Since when nothing was acknowledged, or resent.
@@ -145,6 +154,7 @@ impl Recovery {
             recover: None,
             resent: None,
             sample: None,
+            marks: heapless::Deque::new(),
             srtt_us: None,
             since: Instant::ZERO,
             probes: 0,
@@ -178,6 +188,18 @@ impl Recovery {
         if let Some(round_trip) = round_trip.filter(|time| *time < TIMEOUT) {
             self.measured(round_trip);
         }
+    }
+
+    /// What the first round trip says of the path. Before the segment that ends the
+    /// handshake is shown to the socket, or that would take the peer's whole window.
+    pub(crate) fn begins(&mut self, round_trip: Option<Duration>) {
+        self.congestion.begins(round_trip.map(micros));
+    }
+
+    /// The answer to our SYN came, which acknowledges up to `ack`.
+    pub(crate) fn answered(&mut self, now: Instant, ack: u32) {
+        let sample = self.sample.filter(|(end, _)| *end == ack);
+        self.begins(sample.map(|(_, at)| now - at));
     }
 
     /// The next sequence number that the socket expects, once it is known.
@@ -232,6 +254,7 @@ impl Recovery {
         if tally.resent > 0 {
             // Karn's rule: no sample of what was sent twice, be it the SYN.
             self.sample = None;
+            self.marks.clear();
         }
         if tally.resent > 0 && in_flight > 0 {
             self.since = now;
@@ -257,6 +280,23 @@ impl Recovery {
                 self.sample = self.highest.map(|highest| (highest, now));
                 self.congestion.round_begins();
             }
+            self.mark(now);
+        }
+    }
+
+    /// Takes note of when this much was sent, where that will be of use, and not of each
+    /// segment.
+    fn mark(&mut self, now: Instant) {
+        if self.recover.is_some() || !self.congestion.is_narrow() || self.marks.is_full() {
+            return;
+        }
+        let last = self.marks.back().map(|(end, _)| *end).or(self.first());
+        let step = self.in_flight() / MARKS as u32;
+        if let (Some(last), Some(highest)) = (last, self.highest)
+            && highest.wrapping_sub(last) >= step.max(1)
+        {
+            // There is room.
+            let _ = self.marks.push_back((highest, now.total_micros() as u32));
         }
     }
 
@@ -337,7 +377,7 @@ impl Recovery {
         if let Some((at, end)) = self.resent
             && !after(end, ack)
         {
-            let micros = (now - at).total_micros().min(60_000_000) as u32;
+            let micros = micros(now - at);
             // After a silence nobody knows which of the probes is answered.
             let known = (probes < PROBES_IN_VAIN).then_some(micros);
             self.congestion.answered(known);
@@ -345,6 +385,14 @@ impl Recovery {
                 // Nothing was lost, it was late (RFC 5682).
                 self.recover = None;
             }
+        }
+        while let Some((end, at)) = self.marks.front().copied()
+            && !after(end, ack)
+        {
+            self.marks.pop_front();
+            // Within an hour; both wrap.
+            let took = (now.total_micros() as u32).wrapping_sub(at);
+            self.congestion.took(took.min(LONGEST_US));
         }
         if let Some((end, at)) = self.sample
             && !after(end, ack)
@@ -373,14 +421,24 @@ impl Recovery {
     }
 
     fn measured(&mut self, round_trip: Duration) {
-        // A minute at most.
-        let sample = round_trip.total_micros().min(60_000_000) as u32;
+        let sample = micros(round_trip);
         self.congestion.round_ends(sample);
         self.srtt_us = Some(match self.srtt_us {
             None => sample,
             // RFC 6298, 2.3, with the values that it gives.
             Some(smoothed) => smoothed - smoothed / 8 + sample / 8,
         });
+    }
+
+    /// The window that the socket is to see in a segment of the peer's.
+    fn shows(&mut self, tcp: &TcpHeader) -> u16 {
+        if let (Some((_, resent)), Some(highest)) = (self.resent, self.highest)
+            && after(tcp.ack, resent)
+            && !after(tcp.ack, highest)
+        {
+            self.congestion.was_not_silent();
+        }
+        self.congestion.show(tcp.window, self.shift)
     }
 
     /// The peer's window, or the narrower one that the socket is to see.
@@ -452,6 +510,11 @@ impl Recovery {
     }
 }
 
+/// A round trip in µs, a minute at most.
+fn micros(round_trip: Duration) -> u32 {
+    round_trip.total_micros().min(LONGEST_US.into()) as u32
+}
+
 /// By how much the sender of this SYN scales the windows that follow.
 fn window_scale(packet: &TcpPacket<&[u8]>) -> u8 {
     let mut options = packet.options();
@@ -491,7 +554,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_remembers_of_its_losses_is_small() {
-        assert!(size_of::<Recovery>() <= 176, "{}", size_of::<Recovery>());
+        assert!(size_of::<Recovery>() <= 272, "{}", size_of::<Recovery>());
     }
 
     #[test]

@@ -22,7 +22,6 @@ use crate::device::{FrameDevice, Wire};
 use crate::flow::Entry;
 use crate::path::Report;
 use crate::sockets::Sockets;
-use crate::tally::after;
 use crate::tcp::connection::{Flow, Owner};
 use crate::tcp::segment::{MAX_LEN, Segment};
 
@@ -45,9 +44,15 @@ impl Flow {
 
     /// The frame with the window that the socket is to be shown in place of the peer's, in
     /// `room`; `None`: the frame as it is.
-    pub(crate) fn narrowed<'r>(&mut self, frame: &[u8], room: &'r mut Vec<u8>) -> Option<&'r [u8]> {
+    pub(crate) fn narrowed<'r>(
+        &mut self,
+        now: Instant,
+        frame: &[u8],
+        room: &'r mut Vec<u8>,
+    ) -> Option<&'r [u8]> {
+        let begins = self.last_state == State::SynSent && self.state() == State::SynSent;
         let recovery = &mut self.recovery;
-        if !recovery.congestion.is_narrow() {
+        if !begins && !recovery.congestion.is_narrow() {
             return None;
         }
         let Some(Class::Ip(packet)) = classify(frame) else {
@@ -56,17 +61,15 @@ impl Flow {
         let Kind::Tcp(tcp) = packet.kind else {
             return None;
         };
-        // Its SYN's window is not scaled.
-        if tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK) != TCP_ACK {
-            return None;
-        }
-        if let (Some((_, resent)), Some(highest)) = (recovery.resent, recovery.highest)
-            && after(tcp.ack, resent)
-            && !after(tcp.ack, highest)
-        {
-            recovery.congestion.was_not_silent();
-        }
-        let window = recovery.congestion.show(tcp.window, recovery.shift);
+        let window = match tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK) {
+            TCP_ACK => recovery.shows(&tcp),
+            // Its SYN's window is not scaled.
+            flags if begins && flags == TCP_SYN | TCP_ACK => {
+                recovery.answered(now, tcp.ack);
+                recovery.congestion.clip(tcp.window, 0)
+            }
+            _ => return None,
+        };
         if window == tcp.window {
             return None;
         }
