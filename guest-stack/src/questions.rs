@@ -89,9 +89,7 @@ impl Sockets {
             Entry::Udp(udp) => {
                 let wanted = core::mem::take(&mut udp.wanted);
                 for remote in &wanted {
-                    if !self.neighbours.heard_of(now, remote) {
-                        self.ask_for(now, remote, tx);
-                    }
+                    self.ask_for_unheard(now, remote, tx);
                 }
                 if let Entry::Udp(udp) = self.table.entry(index) {
                     udp.wanted = wanted;
@@ -120,12 +118,9 @@ impl Sockets {
                 Socket::Tcp(socket) => Some(socket.remote_endpoint()?.addr),
                 _ => None,
             });
-        let remotes: heapless::Vec<IpAddress, MOST> = remotes
-            .filter(|remote| !self.neighbours.heard_of(now, remote))
-            .take(MOST)
-            .collect();
+        let remotes: heapless::Vec<IpAddress, MOST> = remotes.take(MOST).collect();
         for remote in &remotes {
-            self.ask_for(now, remote, tx);
+            self.ask_for_unheard(now, remote, tx);
         }
         self.questions.new_gateways = true;
         self.ask_for_gateways(now, tx);
@@ -149,9 +144,7 @@ impl Sockets {
             self.gateway_v6().map(IpAddress::from),
         ];
         for gateway in gateways.into_iter().flatten() {
-            if !self.neighbours.heard_of(now, &gateway) {
-                self.ask_for(now, &gateway, tx);
-            }
+            self.ask_for_unheard(now, &gateway, tx);
         }
     }
 
@@ -187,6 +180,14 @@ impl Sockets {
         };
         if sent.is_err() {
             self.questions.set(now, who, false);
+        }
+    }
+
+    /// [`ask_for`](Self::ask_for), unless the next hop said something lately.
+    fn ask_for_unheard(&mut self, now: Instant, remote: &IpAddress, tx: &mut dyn FrameTx) {
+        let who = self.next_hop(remote);
+        if who.is_some_and(|who| !self.neighbours.heard_of(now, &who)) {
+            self.ask_for(now, remote, tx);
         }
     }
 
