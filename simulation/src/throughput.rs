@@ -15,6 +15,8 @@ use crate::world::World;
 pub const LOSSES: [u32; 6] = [0, 1, 2, 5, 10, 20];
 /// One-way delays, in milliseconds.
 pub const DELAYS: [u32; 4] = [0, 10, 50, 200];
+/// Frames that a narrow path's queue holds.
+pub const QUEUES: [u32; 4] = [10, 20, 45, 100];
 /// How long a host is away, in milliseconds.
 pub const AWAY: [u32; 3] = [0, 10, 200];
 
@@ -44,6 +46,25 @@ pub fn goodput(loss: u32, delay_ms: u32) -> Result<f64, String> {
     for seed in 0..RUNS {
         let scenario = Scenario::bulk(seed, BYTES, &parts.join(","));
         time += run(scenario)?.time - 10 * MILLISECOND;
+    }
+    Ok((RUNS * BYTES * 8) as f64 / (time as f64 / SECOND as f64) / 1e6)
+}
+
+/// Megabits per second of one connection over a path of 20 Mbit/s and 20 ms there and back,
+/// with a queue of so many frames before it.
+///
+/// # Errors
+/// What is wrong with a run.
+pub fn narrow(queue: u32) -> Result<f64, String> {
+    let impairment = |text: String| text.parse().map_err(|error| format!("{text}: {error}"));
+    let mut time = 0;
+    for seed in 0..RUNS {
+        let mut scenario = Scenario::bulk(seed, BYTES, "");
+        scenario.guests[0].impair_to_guest = impairment("delay=20ms,limit=100000".to_owned())?;
+        scenario.guests[1].impair_to_guest = impairment(format!("rate=20mbit,limit={queue}"))?;
+        // Not all of them at the same moment of the path.
+        scenario.connections[0].at += seed * MILLISECOND;
+        time += run(scenario)?.time - (10 + seed) * MILLISECOND;
     }
     Ok((RUNS * BYTES * 8) as f64 / (time as f64 / SECOND as f64) / 1e6)
 }
@@ -115,6 +136,17 @@ pub fn tables() -> Result<String, String> {
         for delay in DELAYS {
             let _ = write!(text, " {} |", figure(goodput(loss, delay)?));
         }
+    }
+    text += "\n\nThe same over a path of 20 Mbit/s and 20 ms there and back, which loses what its queue\n\
+             does not hold.\n\n| frames in the queue |";
+    for queue in QUEUES {
+        let _ = write!(text, " {queue} |");
+    }
+    text += "\n| :--- |";
+    text += &" ---: |".repeat(QUEUES.len());
+    text += "\n| Mbit/s |";
+    for queue in QUEUES {
+        let _ = write!(text, " {} |", figure(narrow(queue)?));
     }
     text += "\n\nHow long nothing arrives when the host of one end goes away during a transfer without\n\
              losses, beyond the time that it is away, in milliseconds; the worst of 8 runs.\n\n\

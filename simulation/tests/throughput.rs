@@ -1,6 +1,6 @@
 //! The tables of `THROUGHPUT.md`, made anew.
 
-use simulation::throughput::{AWAY, Away, DELAYS, LOSSES, goodput, pause};
+use simulation::throughput::{AWAY, Away, DELAYS, LOSSES, QUEUES, goodput, narrow, pause};
 
 /// The figures of the rows that begin with `| name |`.
 fn row(name: &str) -> Vec<f64> {
@@ -35,6 +35,18 @@ fn goodput_under_loss_and_delay_is_what_the_table_says() {
             let found = goodput(loss, delay).unwrap();
             compare(&format!("{loss} %, {delay} ms"), kept, found);
         }
+    }
+}
+
+#[test]
+fn goodput_through_a_narrow_queue_is_what_the_table_says() {
+    let kept = row("Mbit/s");
+    assert_eq!(kept.len(), QUEUES.len());
+    for (queue, kept) in QUEUES.into_iter().zip(kept) {
+        if cfg!(debug_assertions) && queue != 45 {
+            continue;
+        }
+        compare(&format!("{queue} frames"), kept, narrow(queue).unwrap());
     }
 }
 

@@ -121,28 +121,6 @@ fn sent(world: &World) -> u64 {
     port.counters.guest_to_host.bytes_out
 }
 
-/// What a connection may have in flight from the start is many times what the way holds.
-#[test]
-fn a_connection_over_a_long_and_narrow_way_begins_slowly() {
-    in_private_network(|| {
-        const EACH: u64 = 1_000_000;
-        let world = World::start("impair_to_guest = \"delay=20ms\"");
-        let guest = world.guest("far");
-        let source = guest.v4(SOURCE_PORT);
-        let fetch = move || {
-            [0, 1].map(|seed| {
-                let fetched = bulk_receive(source, EACH, seed, BULK_PATIENCE);
-                fetched.unwrap().checksum_ok
-            })
-        };
-        let shape = || shape("20mbit");
-        assert_eq!(beyond_a_router(1500, shape, fetch), [true; 2]);
-        let sent = sent(&world);
-        // Seven tenths more than is to arrive, if they did not.
-        assert!(sent < 2 * EACH * 14 / 10, "{sent} bytes were sent");
-    });
-}
-
 /// The queue holds less than one connection may have in flight, let alone eight.
 #[test]
 fn connections_that_share_a_narrow_queue_hold_themselves_back() {
