@@ -368,7 +368,9 @@ impl Sockets {
         self.io.watched = watch.then_some(None);
         let before = flow.view();
         let mut room = core::mem::take(&mut self.narrowed);
-        let shown = flow.narrowed(now, frame, &mut room).unwrap_or(frame);
+        let shown = flow
+            .narrowed(now, frame, self.io.mtu, &mut room)
+            .unwrap_or(frame);
         self.feed(index, now, shown, tx);
         let sent = self.io.watched.take().flatten();
         let (mtu, vouches) = (self.io.mtu, self.io.rx_checksum);

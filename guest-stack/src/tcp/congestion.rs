@@ -203,14 +203,27 @@ impl Congestion {
         self.window = None;
     }
 
-    /// What the socket is shown of the peer's window, which is scaled by `shift`. A
-    /// narrower one of the peer's ends ours.
-    pub(crate) fn show(&mut self, window: u16, shift: u8) -> u16 {
+    /// What the socket is shown of the peer's window, which is scaled by `shift`, with so
+    /// much in flight that leaves room for whole segments: the socket would send what fits,
+    /// however little. A narrower one of the peer's ends ours.
+    pub(crate) fn show(&mut self, window: u16, shift: u8, in_flight: u32, segment: u32) -> u16 {
         let shown = self.clip(window, shift);
-        if shown == window && window > 0 {
-            self.window = None;
+        if shown == window {
+            if window > 0 {
+                self.window = None;
+            }
+            return shown;
         }
-        shown
+        let ours = u32::from(shown) << shift.min(14);
+        match ours.checked_sub(in_flight) {
+            // Less than one may pass where nothing else is there to be acknowledged.
+            Some(room) if room >= segment || in_flight > 0 => {
+                let room = room / segment.max(1) * segment;
+                // No more than it was.
+                ((in_flight + room) >> shift.min(14)).max(1) as u16
+            }
+            _ => shown,
+        }
     }
 
     /// The narrower of this window and ours.
@@ -274,7 +287,7 @@ mod tests {
             congestion.acknowledged(expected, false);
             assert_eq!(congestion.window(), Some(expected + SEGMENT));
             // or until the peer takes no more anyway.
-            assert_eq!(congestion.show(1000, 7), 1000);
+            assert_eq!(congestion.show(1000, 7, 0, SEGMENT), 1000);
             assert_eq!(congestion.window(), None);
         }
     }
@@ -289,7 +302,7 @@ mod tests {
         congestion.answered(Some(4_000));
         congestion.lost(1 << 20);
         assert_eq!(congestion.window(), None);
-        assert_eq!(congestion.show(65_535, 7), 65_535);
+        assert_eq!(congestion.show(65_535, 7, 0, SEGMENT), 65_535);
         // Nothing is known of the path.
         let mut unknown = Congestion::default();
         unknown.answered(Some(100_000));
@@ -303,7 +316,10 @@ mod tests {
         congestion.answered(Some(60_000));
         congestion.lost(1 << 20);
         assert_eq!(congestion.window(), Some(60_000));
-        assert_eq!(congestion.show(65_535, 7), (60_000 >> 7) as u16);
+        assert_eq!(
+            congestion.show(65_535, 7, 0, SEGMENT),
+            ((41 * SEGMENT) >> 7) as u16
+        );
         // What else of that is missing tells nothing new.
         congestion.lost(60_000);
         assert_eq!(congestion.window(), Some(60_000));
@@ -315,6 +331,22 @@ mod tests {
             congestion.lost(42_000);
         }
         assert_eq!(congestion.window(), Some(LEAST));
+    }
+
+    #[test]
+    fn a_window_is_shown_with_room_for_whole_segments() {
+        let mut congestion = with(20_000, 60_000);
+        congestion.answered(Some(60_000));
+        congestion.lost(1 << 20);
+        for (in_flight, room) in [(0, 41), (1000, 40), (58_000, 1), (59_000, 0), (60_000, 0)] {
+            let shown = congestion.show(65_535, 0, in_flight, SEGMENT);
+            assert_eq!(u32::from(shown), in_flight + room * SEGMENT, "{in_flight}");
+        }
+        // More is in flight than may be.
+        assert_eq!(congestion.show(65_535, 0, 65_000, SEGMENT), 60_000);
+        // Longer segments than the window has room for.
+        assert_eq!(congestion.show(65_535, 0, 0, 65_481), 60_000);
+        assert_eq!(congestion.show(65_535, 0, 9_000, 65_481), 9_000);
     }
 
     #[test]
@@ -362,7 +394,7 @@ mod tests {
         congestion.acknowledged(61_460, false);
         assert_eq!(congestion.window(), Some(2 * 61_460));
         // The peer takes less: there is nothing to hold back.
-        assert_eq!(congestion.show(100, 7), 100);
+        assert_eq!(congestion.show(100, 7, 0, SEGMENT), 100);
         assert_eq!(congestion.window(), None);
     }
 
@@ -371,15 +403,15 @@ mod tests {
         let mut congestion = with(20_000, 0);
         congestion.answered(Some(60_000));
         congestion.lost(1 << 20);
-        assert_eq!(congestion.show(65_535, 14), 1);
-        assert_eq!(congestion.show(65_535, 99), 1);
-        assert_eq!(congestion.show(0, 7), 0);
+        assert_eq!(congestion.show(65_535, 14, 0, SEGMENT), 1);
+        assert_eq!(congestion.show(65_535, 99, 0, SEGMENT), 1);
+        assert_eq!(congestion.show(0, 7, 0, SEGMENT), 0);
         assert_eq!(
             congestion.window(),
             Some(LEAST),
             "still there when it opens"
         );
-        assert_eq!(congestion.show(65_535, 0), LEAST as u16);
+        assert_eq!(congestion.show(65_535, 0, 0, SEGMENT), LEAST as u16);
     }
 
     #[test]

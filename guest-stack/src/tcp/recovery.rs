@@ -431,14 +431,18 @@ impl Recovery {
     }
 
     /// The window that the socket is to see in a segment of the peer's.
-    fn shows(&mut self, tcp: &TcpHeader) -> u16 {
+    fn shows(&mut self, tcp: &TcpHeader, segment: usize) -> u16 {
         if let (Some((_, resent)), Some(highest)) = (self.resent, self.highest)
             && after(tcp.ack, resent)
             && !after(tcp.ack, highest)
         {
             self.congestion.was_not_silent();
         }
-        self.congestion.show(tcp.window, self.shift)
+        let highest = self.highest.filter(|highest| after(*highest, tcp.ack));
+        let in_flight = highest.map_or(0, |highest| highest.wrapping_sub(tcp.ack));
+        // Less than a packet.
+        let (shift, segment) = (self.shift, segment as u32);
+        self.congestion.show(tcp.window, shift, in_flight, segment)
     }
 
     /// The peer's window, or the narrower one that the socket is to see.

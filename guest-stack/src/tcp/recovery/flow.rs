@@ -48,6 +48,7 @@ impl Flow {
         &mut self,
         now: Instant,
         frame: &[u8],
+        mtu: usize,
         room: &'r mut Vec<u8>,
     ) -> Option<&'r [u8]> {
         let begins = self.last_state == State::SynSent && self.state() == State::SynSent;
@@ -62,7 +63,10 @@ impl Flow {
             return None;
         };
         let window = match tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK) {
-            TCP_ACK => recovery.shows(&tcp),
+            TCP_ACK => {
+                let headers = if packet.is_ipv4() { 40 } else { 60 };
+                recovery.shows(&tcp, mtu.saturating_sub(headers))
+            }
             // Its SYN's window is not scaled.
             flags if begins && flags == TCP_SYN | TCP_ACK => {
                 recovery.answered(now, tcp.ack);
