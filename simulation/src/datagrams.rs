@@ -179,7 +179,7 @@ impl Exchange {
             ))
         })?;
         self.answers += 1;
-        self.over = self.decisive.is_some_and(|decisive| number >= decisive);
+        self.over |= self.decisive.is_some_and(|decisive| number >= decisive);
         Ok(())
     }
 }

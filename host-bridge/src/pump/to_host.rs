@@ -23,7 +23,7 @@ use crate::policy::Policy;
 use crate::tap::RawSlice;
 
 /// How long a guest's frames wait when none of a whole turn's might pass. A guest in
-/// order is never in that place; one that floods costs the others a tenth of the time
+/// order is never in that place; one that floods costs the others a fiftieth of the time
 /// that it would, and loses nothing by it that it had.
 const REST: Duration = Duration::from_millis(1);
 
@@ -177,15 +177,13 @@ impl<W: Wire> ToHost<W> {
     fn work(&mut self, policy: &Policy) -> Result<Budget, PumpEnd> {
         let counters = &self.shared.counters.guest_to_host;
         let impaired = !self.stage.is_transparent();
-        let (mut budget, mut held, mut refused) = (Budget::FULL, 0, 0);
-        let mut taken = 0;
+        let (mut budget, mut held, mut admitted) = (Budget::FULL, 0, false);
         let limited = (!self.limit.is_off()).then(|| self.shared.tap.now());
         while !budget.is_spent() && limited.is_none_or(|now| self.limit.pause(now).is_none()) {
             let Some(record) = self.frames.peek()? else {
                 break;
             };
             counters.frame_in(record.len);
-            taken += 1;
             let mut excused = false;
             if record
                 .offload
@@ -201,11 +199,10 @@ impl<W: Wire> ToHost<W> {
             let mut head = [0; HEAD_LEN];
             let head = copy_head(&record, &mut head);
             let (groups, tap) = (&mut self.groups, &*self.shared.tap);
-            match admit(policy, groups, tap, record.offload, head, record.len) {
-                Err(reason) => {
-                    counters.dropped(reason);
-                    refused += 1;
-                }
+            let verdict = admit(policy, groups, tap, record.offload, head, record.len);
+            admitted |= verdict.is_ok();
+            match verdict {
+                Err(reason) => counters.dropped(reason),
                 // A TAP without a virtio header would take it for a whole frame.
                 Ok(()) if excused && !self.shared.tap.completes() => {
                     counters.dropped(DropReason::TapRefused);
@@ -240,7 +237,7 @@ impl<W: Wire> ToHost<W> {
         if impaired {
             self.release()?;
         }
-        if budget.is_spent() && refused == taken {
+        if budget.is_spent() && !admitted {
             self.rests = Some(self.shared.tap.now() + REST);
             // There may be more, but not now.
             budget = Budget::TOUCHED;
