@@ -6,6 +6,7 @@
 //! gone, or a carrier that is off, is an unplugged cable: frames vanish,
 //! counted, and the timers of the sockets go on.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::num::NonZeroUsize;
 
@@ -16,12 +17,13 @@ use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium, PacketMet
 use smoltcp::time::Instant;
 use smoltcp::wire::{IpAddress, IpProtocol, checksum};
 
-use crate::classify::{self, Class, ETHERNET_LEN, Kind};
+use crate::classify::{self, Class, ETHERNET_LEN, Kind, TCP_FIN, TcpHeader};
 use crate::error::SendError;
 use crate::neighbours::Asked;
 use crate::path::{Part, Paths};
 use crate::run::{MAX_SUPER_FRAME, Run};
-use crate::tally::Tally;
+use crate::tally::{Tally, after};
+use crate::tcp::recovery::Scoreboard;
 
 /// Bytes of headers that are cleared before smoltcp writes a frame: the room in
 /// the link holds old bytes, and not every writer sets every reserved field.
@@ -62,6 +64,8 @@ pub(crate) struct TxState {
     pub(crate) watched: Option<Option<SentTcp>>,
     /// All TCP segments, when somebody counts them.
     pub(crate) tally: Option<Tally>,
+    /// What is lost of what the socket sent, while it has its turn.
+    pub(crate) board: Option<Box<Scoreboard>>,
     /// The frame given to the link last, if it may grow.
     run: Option<Run>,
     scratch: Vec<u8>,
@@ -95,6 +99,7 @@ impl TxState {
             fragmenting: false,
             watched: None,
             tally: None,
+            board: None,
             run: None,
             scratch: Vec::new(),
         }
@@ -137,6 +142,22 @@ impl TxState {
             // A super-frame may be longer than a packet, not than the link carries.
             true => MAX_SUPER_FRAME.min(self.link_frame_len.max(ETHERNET_LEN + self.mtu)),
             false => ETHERNET_LEN + self.mtu,
+        }
+    }
+
+    /// A part of a segment's data was sent, of what may have been sent before.
+    fn sent_part(&mut self, tcp: &TcpHeader, from: usize, to: usize) {
+        // Offsets in a frame, which is shorter than 2³².
+        let (from, to) = (
+            tcp.seq.wrapping_add(from as u32),
+            tcp.seq.wrapping_add(to as u32),
+        );
+        let board = self.board.as_deref_mut();
+        if let Some(board) = board.filter(|board| after(board.fresh(), from)) {
+            board.resent(from, to);
+            if let Some(tally) = &mut self.tally {
+                tally.chosen(to);
+            }
         }
     }
 
@@ -202,6 +223,32 @@ impl Wire<'_> {
                 Ok(())
             }
         }
+    }
+}
+
+/// No frame in, none out: what a socket wants to do, it has done but for sending.
+pub(crate) struct NoDevice<'a>(pub(crate) &'a TxState);
+
+impl Device for NoDevice<'_> {
+    type RxToken<'t>
+        = RxToken<'t>
+    where
+        Self: 't;
+    type TxToken<'t>
+        = TxToken<'t>
+    where
+        Self: 't;
+
+    fn receive(&mut self, _now: Instant) -> Option<(RxToken<'_>, TxToken<'_>)> {
+        None
+    }
+
+    fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_>> {
+        None
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.0.capabilities()
     }
 }
 
@@ -286,9 +333,11 @@ impl phy::TxToken for TxToken<'_> {
                     let result = write(frame);
                     let (offload, narrow) = finish(frame, meta, state);
                     if let Some(parts) = narrow {
-                        state.scratch.clear();
-                        state.scratch.extend_from_slice(frame);
-                        send_parts(tx, state, parts);
+                        if parts.next(state, 0, len - parts.data_at).is_some() {
+                            state.scratch.clear();
+                            state.scratch.extend_from_slice(frame);
+                            send_parts(tx, state, parts);
+                        }
                         return result;
                     }
                     let run = Run::begin(frame, state.offloads);
@@ -323,46 +372,110 @@ impl phy::TxToken for TxToken<'_> {
         frame.clear();
         frame.resize(len, 0);
         let result = write(&mut frame);
-        finish(&mut frame, meta, state);
+        if let (_, Some(parts)) = finish(&mut frame, meta, state) {
+            parts.lose(state, len - parts.data_at);
+        }
         state.scratch = frame;
         result
     }
 }
 
-/// How to cut a frame that is too long for its path, where nobody else does.
+/// How to send a frame in parts: because it is too long for its path and nobody else cuts it,
+/// or because not all of it is wanted.
 #[derive(Debug, Clone, Copy)]
 struct Parts {
     tcp_at: usize,
     data_at: usize,
     /// Data of each.
     most: usize,
+    /// How the host cuts what is longer than a segment: the kind, and the data of each.
+    cut_by_host: Option<(u8, u16)>,
+    /// Some of it was sent before, and only what is lost of that is sent again.
+    chosen: Option<TcpHeader>,
+}
+
+impl Parts {
+    /// The next part of the frame's data, from `at` on; `len`: how much there is.
+    fn next(&self, state: &TxState, at: usize, len: usize) -> Option<(usize, usize)> {
+        let whole = |from: usize| (from, len.min(from + self.most));
+        let Some((tcp, board)) = self.chosen.as_ref().zip(state.board.as_deref()) else {
+            return (at < len).then(|| whole(at));
+        };
+        // Offsets in a frame, which is shorter than 2³².
+        let seq = |at: usize| tcp.seq.wrapping_add(at as u32);
+        let fresh = board.fresh().wrapping_sub(tcp.seq) as usize;
+        if at < fresh {
+            let end = seq(len.min(fresh));
+            if let Some((from, to)) = board.next(seq(at), end, self.most as u32) {
+                let offset = |at: u32| at.wrapping_sub(tcp.seq) as usize;
+                return Some((offset(from), offset(to)));
+            }
+        }
+        let at = at.max(fresh);
+        // A FIN alone may be what is fresh.
+        let fin = at == len && tcp.flags & TCP_FIN != 0;
+        (at < len || fin).then(|| whole(at))
+    }
+
+    /// All parts are lost before they are sent.
+    fn lose(&self, state: &mut TxState, len: usize) {
+        let Some(tcp) = &self.chosen else {
+            return;
+        };
+        let mut at = 0;
+        while let Some((from, to)) = self.next(state, at, len) {
+            state.sent_part(tcp, from, to);
+            at = self.behind(to, len);
+        }
+    }
+
+    /// Where the next part begins behind one that ends at `to`.
+    fn behind(&self, to: usize, len: usize) -> usize {
+        // Behind the last byte there may be a FIN, which goes with it.
+        if to == len { len + 1 } else { to }
+    }
+
+    /// What is left to the receiver of a part of so much data.
+    fn offload(&self, len: usize, leave_sum: bool) -> OffloadHeader {
+        if !leave_sum {
+            return OffloadHeader::NONE;
+        }
+        let cut = self.cut_by_host.filter(|(_, size)| len > (*size).into());
+        // No header ends behind the 134th byte of a frame.
+        OffloadHeader {
+            flags: FLAG_NEEDS_CSUM,
+            gso_type: cut.map_or(GSO_NONE, |(kind, _)| kind),
+            hdr_len: cut.map_or(0, |_| self.data_at as u16),
+            gso_size: cut.map_or(0, |(_, size)| size),
+            csum_start: self.tcp_at as u16,
+            csum_offset: 16,
+            num_buffers: 0,
+        }
+    }
 }
 
 /// Sends the frame in the scratch room in parts. What finds no room is lost, as frames may
 /// be.
 fn send_parts(tx: &mut dyn FrameTx, state: &mut TxState, parts: Parts) {
     let Parts {
-        tcp_at,
-        data_at,
-        most,
+        tcp_at, data_at, ..
     } = parts;
     let leave_sum = state.offloads.contains(Offloads::CHECKSUM);
-    let offload = match leave_sum {
-        true => OffloadHeader {
-            flags: FLAG_NEEDS_CSUM,
-            csum_start: tcp_at as u16,
-            csum_offset: 16,
-            ..OffloadHeader::NONE
-        },
-        false => OffloadHeader::NONE,
-    };
     state.run = None;
-    for part in Part::all(tcp_at, data_at, state.scratch.len(), most) {
+    let data = state.scratch.len() - data_at;
+    let mut at = 0;
+    while let Some((from, to)) = parts.next(state, at, data) {
+        let part = Part {
+            tcp_at,
+            data_at,
+            from,
+            to,
+        };
         let len = part.frame_len();
         match tx.reserve(len) {
             Ok(Some(room)) if room.len() >= len => {
                 part.write(&state.scratch, &mut room[..len], leave_sum);
-                tx.commit(len, offload);
+                tx.commit(len, parts.offload(to - from, leave_sum));
                 state.frames += 1;
             }
             Ok(_) => {
@@ -375,6 +488,10 @@ fn send_parts(tx: &mut dyn FrameTx, state: &mut TxState, parts: Parts) {
                 return;
             }
         }
+        if let Some(tcp) = &parts.chosen {
+            state.sent_part(tcp, from, to);
+        }
+        at = parts.behind(to, data);
     }
 }
 
@@ -404,8 +521,12 @@ fn finish(
     let Kind::Tcp(tcp) = packet.kind else {
         return nothing;
     };
-    if let Some(tally) = &mut state.tally {
-        tally.segment(&tcp);
+    let old = |board: &Scoreboard| tcp.data_len > 0 && after(board.fresh(), tcp.seq);
+    let chosen = state.board.as_deref().is_some_and(old);
+    match &mut state.tally {
+        Some(tally) if chosen => tally.fresh(&tcp),
+        Some(tally) => tally.segment(&tcp),
+        None => {}
     }
     if let Some(watched) = &mut state.watched {
         *watched = Some(SentTcp {
@@ -424,26 +545,34 @@ fn finish(
         true => (Offloads::TSO4, GSO_TCPV4),
         false => (Offloads::TSO6, GSO_TCPV6),
     };
-    let parts = most.map(|most| Parts {
-        tcp_at: start,
-        data_at,
-        most,
-    });
-    let cut_here = parts.filter(|_| !(offloaded && state.offloads.contains(cut_by_host)));
-    if !offloaded || cut_here.is_some() {
-        return (OffloadHeader::NONE, cut_here);
-    }
-    // The receiver sums from `csum_start` on over this start value.
-    let sum = pseudo_header(&packet.src, &packet.dst, len);
-    if let Some(field) = frame.get_mut(start + 16..start + 18) {
-        field.copy_from_slice(&sum.to_be_bytes());
-    }
+    let cut_by_host = offloaded && state.offloads.contains(cut_by_host);
     let gso_size = meta.segmentation_offload_size.map(|size| size.get());
     // Shorter than the data of a frame.
     let gso_size = match most {
         Some(most) => Some(gso_size.map_or(most as u16, |size| size.min(most as u16))),
         None => gso_size,
     };
+    if chosen || most.is_some() && !cut_by_host {
+        let size = gso_size.map_or(tcp.data_len, usize::from);
+        let parts = Parts {
+            tcp_at: start,
+            data_at,
+            most: if cut_by_host { tcp.data_len } else { size },
+            cut_by_host: gso_size
+                .filter(|_| cut_by_host)
+                .map(|size| (gso_type, size)),
+            chosen: chosen.then_some(tcp),
+        };
+        return (OffloadHeader::NONE, Some(parts));
+    }
+    if !offloaded {
+        return nothing;
+    }
+    // The receiver sums from `csum_start` on over this start value.
+    let sum = pseudo_header(&packet.src, &packet.dst, len);
+    if let Some(field) = frame.get_mut(start + 16..start + 18) {
+        field.copy_from_slice(&sum.to_be_bytes());
+    }
     // No header ends behind the 134th byte of a frame.
     let offload = OffloadHeader {
         flags: FLAG_NEEDS_CSUM,

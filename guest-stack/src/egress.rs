@@ -77,12 +77,23 @@ impl Sockets {
         }
         self.recover(index, now, tx);
         self.keep_alive(index, now, tx);
+        if let Entry::Flow(flow) = self.table.entry(index) {
+            self.io.board = flow.recovery.lend_board();
+        }
         let mut waits = false;
-        let turn = self.send_from(index, now, tx, &mut waits);
+        let mut turn = self.send_from(index, now, tx, &mut waits);
+        if turn == Turn::Done && self.io.board.is_some() && self.go_back(index, now) {
+            turn = self.send_from(index, now, tx, &mut waits);
+        }
+        let board = self.io.board.take();
         let sent = self.io.watched.take().flatten();
         let tally = self.io.tally.take();
         if let Entry::Flow(flow) = self.table.entry(index) {
             flow.sent = sent.or(flow.sent);
+            if let Some(board) = board {
+                let over = turn == Turn::Done;
+                flow.recovery.take_board_back(board, over);
+            }
             if let Some(tally) = &tally {
                 flow.recovery.sent(now, tally);
             }
@@ -175,7 +186,10 @@ impl Sockets {
         }
         let mtu = self.io.mtu;
         if let Entry::Flow(flow) = self.table.entry(index) {
-            deadline = earlier(deadline, flow.recovery_deadline(mtu, smoltcp.is_some()));
+            deadline = earlier(
+                deadline,
+                flow.recovery_deadline(now, mtu, smoltcp.is_some()),
+            );
             // TIME-WAIT ends the socket, but not before its ACK was sent.
             match self.settle(index, now) {
                 None => return,

@@ -373,12 +373,12 @@ impl Sockets {
             .unwrap_or(frame);
         self.feed(index, now, shown, tx);
         let sent = self.io.watched.take().flatten();
-        let (mtu, vouches) = (self.io.mtu, self.io.rx_checksum);
+        let vouches = self.io.rx_checksum;
         let Entry::Flow(flow) = self.table.entry(index) else {
             return;
         };
         flow.sent = sent.or(flow.sent);
-        flow.recovery_heard(now, frame, before, mtu, vouches);
+        flow.recovery_heard(now, frame, before, vouches);
         flow.heard();
         self.narrowed = room;
         if flow.ended() {

@@ -139,7 +139,7 @@
 //!
 //! # Memory
 //!
-//! A connection takes some 1.4 KB and its two buffers ([`tcp::options`]), which
+//! A connection takes some 1.5 KB, up to 3 KB more while it makes losses good, and its two buffers ([`tcp::options`]), which
 //! are kept for the next one when it ends ([`config::StackConfig::spare_buffer_bytes`]);
 //! a handshake under way and a TIME-WAIT some 250 bytes each, a UDP socket some
 //! 1.3 KB and its buffers. The stack itself takes some 75 KB, most of it
@@ -152,9 +152,8 @@
 //!
 //! # Limits
 //!
-//! - TCP: no timestamps, no ECN, no pacing, one hole resent per round trip whatever
-//!   the peer says that it has, and ICMP errors other than a narrow path's do not
-//!   reach streams. A retransmission time-out is a second at least; what was lost
+//! - TCP: no timestamps, no ECN, no pacing, and ICMP errors other than a narrow path's
+//!   do not reach streams. A retransmission time-out is a second at least; what was lost
 //!   is mostly found sooner.
 //! - A connection that began with a SYN cookie, while a flood of SYNs took all places
 //!   ([`config::Limits::syn_cookies`]), has segments of at most 1,460 bytes, and waits

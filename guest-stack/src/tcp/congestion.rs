@@ -5,12 +5,13 @@
 //! senders that fill it again and again lose more than they bring through. So a connection
 //! that loses segments *and* waits longer for its acknowledgements than it had to (a queue
 //! was full) is given a window of its own: what the path carried in the last round trip, and
-//! at most seven tenths of what was in flight. It grows by a segment per round trip, or by
-//! what was acknowledged while no queue is to be seen, and is gone when the peer's is the
-//! narrower one. A loss without a queue says nothing about congestion, and changes nothing: a
-//! link that loses a tenth of everything carries more when it is used. A long silence says so
-//! all the same: the queue may have been so full that nothing came through. TCP Veno and
-//! Westwood are of that kind; RFC 5681 would halve the window at either.
+//! at most seven tenths of what was in flight. Up to there it grows by what arrives while no
+//! queue is to be seen, above by an eighth of that, and in a queue by a segment per round trip.
+//! It does not grow while it is not filled (RFC 7661), and a connection that rested begins
+//! anew (RFC 5681, 4.1). A loss without a queue says nothing about congestion, and changes
+//! nothing: a link that loses a tenth of everything carries more when it is used. A long
+//! silence says so all the same: the queue may have been so full that nothing came through.
+//! TCP Veno and Westwood are of that kind; RFC 5681 would halve the window at either.
 //!
 //! A connection whose handshake took longer than the link ever does begins with ten segments
 //! (RFC 6928), and twice as many each round trip until it meets a queue or the peer's window
@@ -22,10 +23,12 @@
 //! socket is shown the narrower window in place of the peer's ([`Congestion::show`]), and
 //! obeys. Decides only; `recovery` says what was acknowledged and lost.
 
+use smoltcp::time::{Duration, Instant};
+
 /// Data of a full segment, about.
-const SEGMENT: u32 = 1460;
+pub(super) const SEGMENT: u32 = 1460;
 /// Nobody is held back further: with fewer in flight no duplicates show a loss (RFC 5681,
-/// 3.2).
+/// 3.2). Two let 32 connections through a queue of 44 frames no better.
 const LEAST: u32 = 4 * SEGMENT;
 /// An eighth more than the shortest round trip, within these bounds, and a queue begins (RFC
 /// 9406, 4.3): what was doubled grows by a quarter.
@@ -35,30 +38,59 @@ const INITIAL: u32 = 10 * SEGMENT;
 /// A handshake that takes longer leaves the machine. Less may be a busy one: sixty-four
 /// guests on two processors take milliseconds, and are not to begin slowly for that.
 const LINK_US: u32 = 10_000;
-/// More than twice the shortest round trip and this is a queue, not a busy processor.
+/// More than twice the shortest round trip and this is a queue, not a busy processor; of a
+/// connection that leaves the machine, more than five quarters and this.
 const QUEUE_US: u32 = 4_000;
+
+/// What a connection has in flight, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Flight {
+    /// What was sent and is not acknowledged.
+    pub(crate) sent: u32,
+    /// What of it has arrived behind a hole.
+    pub(crate) arrived: u32,
+    /// What of it is lost, and is to be sent again.
+    pub(crate) due: u32,
+}
+
+impl Flight {
+    /// What has neither arrived nor is lost, as far as is known (`pipe` of RFC 6675).
+    pub(crate) fn on_the_way(&self) -> u32 {
+        self.unarrived().saturating_sub(self.due)
+    }
+
+    fn unarrived(&self) -> u32 {
+        self.sent.saturating_sub(self.arrived)
+    }
+}
 
 /// A connection's window, and what it is made from.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Congestion {
     /// Bytes that may be in flight; `None`: what the peer takes.
     window: Option<u32>,
+    /// Above this the window grows slowly: seven tenths of what was in flight when something
+    /// was lost in a queue (`ssthresh` of RFC 5681).
+    threshold: Option<u32>,
     /// The shortest round trip, in µs, once there was one.
     shortest_us: Option<u32>,
-    /// The last round trip, in µs, be it of something that was sent twice: that answer came
-    /// late because of a queue, or is the first one's, and then it says less than was true.
+    /// The last round trip, in µs, be it of something that was sent twice.
     latest_us: u32,
-    /// The loss that is made good now was taken for what it is.
-    noticed: bool,
+    /// When the first of the answers came of which `latest_us` is the shortest.
+    answers_since: Option<Instant>,
+    /// When the loss that is made good now was taken for what it is.
+    noticed: Option<Instant>,
+    /// More was lost since, of what was sent later.
+    anew: bool,
     /// The window is one for a long silence.
     silent: bool,
     /// The window before the last loss that counted, or before the silence.
     before: Option<u32>,
     /// Segments that were sent again since, less those that the peer had already.
     doubtful: u16,
-    /// Bytes acknowledged since the round trip began that is measured now.
-    arrived: u32,
-    /// Bytes acknowledged in the round trip that was measured last.
+    /// Bytes that arrived since the round trip began that is measured now.
+    delivered: u32,
+    /// Bytes that arrived in the round trip that was measured last.
     carried: u32,
 }
 
@@ -83,24 +115,25 @@ impl Congestion {
 
     /// Something is sent whose round trip will be measured.
     pub(crate) fn round_begins(&mut self) {
-        self.arrived = 0;
+        self.delivered = 0;
     }
 
     /// A round trip was measured.
     pub(crate) fn round_ends(&mut self, round_trip_us: u32) {
-        self.carried = self.arrived;
+        self.carried = self.delivered;
         self.latest_us = round_trip_us;
         // The path may have become another: what was is forgotten slowly.
         let known = self
             .shortest_us
-            .map(|known| known.saturating_add(known / 256 + 1));
+            .map(|known| known.saturating_add(known / 1024 + 1));
         self.shortest_us = Some(known.map_or(round_trip_us, |known| known.min(round_trip_us)));
     }
 
     /// Something that was sent again was acknowledged, so long after that if it is known.
     pub(crate) fn answered(&mut self, round_trip_us: Option<u32>) {
         self.silent = false;
-        self.latest_us = round_trip_us.unwrap_or(self.latest_us);
+        let credible = round_trip_us.filter(|round_trip| !self.is_too_short(*round_trip));
+        self.latest_us = credible.unwrap_or(self.latest_us);
     }
 
     /// More is acknowledged than was sent again: a long silence was not because all was lost
@@ -115,13 +148,29 @@ impl Congestion {
     fn restore(&mut self) {
         let now = self.window.zip(self.before);
         self.window = now.map(|(now, before)| now.max(before));
+        self.threshold = self.window;
     }
 
     /// Whether acknowledgements take so much longer than they have to.
     fn is_queueing(&self, more_us: u32) -> bool {
-        let latest = self.latest_us;
+        let longer = |shortest: u32| {
+            // On the link a busy processor takes as long as the way does.
+            let part = if shortest > LINK_US {
+                shortest / 4
+            } else {
+                shortest
+            };
+            shortest.saturating_add(part).saturating_add(more_us)
+        };
         self.shortest_us
-            .is_some_and(|shortest| latest > shortest.saturating_mul(2) + more_us)
+            .is_some_and(|shortest| self.latest_us > longer(shortest))
+    }
+
+    /// Whether what was sent first is answered, and not what was sent again: nothing ever took
+    /// so little.
+    fn is_too_short(&self, round_trip_us: u32) -> bool {
+        self.shortest_us
+            .is_some_and(|shortest| round_trip_us < shortest / 8 * 7)
     }
 
     fn is_slower(&self) -> bool {
@@ -136,39 +185,74 @@ impl Congestion {
         self.latest_us = round_trip_us;
     }
 
-    /// So many bytes were acknowledged. `recovering`: not all that was in flight at the last
-    /// loss is.
-    pub(crate) fn acknowledged(&mut self, bytes: u32, recovering: bool) {
-        self.noticed &= recovering;
-        self.arrived = self.arrived.saturating_add(bytes);
+    /// Something that was sent again arrived so long after that. News of it may have been lost
+    /// in between: of the answers of two round trips the shortest counts.
+    pub(crate) fn arrived(&mut self, now: Instant, round_trip_us: u32) {
+        if self.is_too_short(round_trip_us) {
+            return;
+        }
+        let long = Duration::from_micros(u64::from(self.shortest_us.unwrap_or_default()) * 2);
+        match self.answers_since {
+            Some(since) if now < since + long => {
+                self.latest_us = self.latest_us.min(round_trip_us);
+            }
+            _ => {
+                self.answers_since = Some(now);
+                self.latest_us = round_trip_us;
+            }
+        }
+    }
+
+    /// So many bytes of so many in flight have arrived, be it behind a hole. `recovering`: not
+    /// all that was in flight at the last loss is acknowledged.
+    pub(crate) fn delivered(&mut self, bytes: u32, in_flight: u32, recovering: bool) {
+        self.noticed = self.noticed.filter(|_| recovering);
+        self.delivered = self.delivered.saturating_add(bytes);
         let Some(window) = self.window else {
             return;
         };
-        if recovering {
+        // What does not fill the window says nothing about a wider one (RFC 7661).
+        let above = self.threshold.is_some_and(|threshold| window >= threshold);
+        let settled = above || self.is_slower();
+        if recovering && settled || in_flight < window / 2 {
             return;
         }
-        let more = if self.is_queueing(QUEUE_US / 4) {
+        let more = match (self.is_slower(), above) {
+            (false, false) => bytes,
+            (false, true) => bytes / 8,
+            (true, false) if !self.is_queueing(QUEUE_US / 4) => bytes / 4,
             // Less than the segment.
-            (u64::from(SEGMENT) * u64::from(bytes.min(window)) / u64::from(window)) as u32
-        } else if self.is_slower() {
-            bytes / 4
-        } else {
-            bytes
+            _ => (u64::from(SEGMENT) * u64::from(bytes.min(window)) / u64::from(window)) as u32,
         };
         self.window = Some(window.saturating_add(more.max(1)));
     }
 
+    /// Something was lost of what was sent later than what is made good already.
+    pub(crate) fn lost_anew(&mut self) {
+        self.anew = true;
+    }
+
     /// Something of so much in flight is sent again. That counts once for all that is lost
-    /// of it.
-    pub(crate) fn lost(&mut self, in_flight: u32) {
+    /// of it, and once more for what was sent since and is lost; not before what came of the
+    /// last time can be seen.
+    pub(crate) fn lost(&mut self, now: Instant, in_flight: u32) {
         self.sent_again();
-        if self.noticed || !self.is_queueing(QUEUE_US) {
+        let seen = |at| now >= at + Duration::from_micros(u64::from(self.latest_us) * 2);
+        let counts = self.noticed.is_none_or(|at| self.anew && seen(at));
+        // A path that had a queue has one, however short.
+        let queue = match self.threshold {
+            Some(_) => self.is_slower(),
+            None => self.is_queueing(QUEUE_US),
+        };
+        if !counts || !queue {
             return;
         }
-        self.noticed = true;
+        self.anew = false;
+        self.noticed = Some(now);
         self.before = self.window;
         self.doubtful = 1;
         let most = in_flight.min(self.window.unwrap_or(u32::MAX)) / 10 * 7;
+        self.threshold = Some(most);
         self.window = Some(self.carried.min(most).max(LEAST));
     }
 
@@ -182,7 +266,7 @@ impl Congestion {
     pub(crate) fn came_twice(&mut self) {
         if self.doubtful == 1 {
             self.restore();
-            self.noticed = false;
+            self.noticed = None;
         }
         self.doubtful = self.doubtful.saturating_sub(1);
     }
@@ -190,41 +274,55 @@ impl Congestion {
     /// Nothing was heard for long, and all of it is sent again: as much as is sure to fit at
     /// first (RFC 5681, 3.1).
     pub(crate) fn timed_out(&mut self, in_flight: u32) {
-        self.noticed = false;
+        self.noticed = None;
         if in_flight > LEAST {
             if !core::mem::replace(&mut self.silent, true) {
                 self.before = self.window;
             }
+            self.threshold = Some(in_flight.min(self.window.unwrap_or(u32::MAX)) / 2);
             self.window = Some(LEAST);
         }
+    }
+
+    /// Nothing was sent for as long as a time-out: what the path carried then may not be true
+    /// any more (RFC 5681, 4.1).
+    pub(crate) fn rested(&mut self) {
+        self.window = self.window.map(|window| window.min(INITIAL));
     }
 
     /// What was lost was not lost in a queue.
     pub(crate) fn forgive(&mut self) {
         self.window = None;
+        self.threshold = None;
     }
 
-    /// What the socket is shown of the peer's window, which is scaled by `shift`, with so
-    /// much in flight that leaves room for whole segments: the socket would send what fits,
-    /// however little. A narrower one of the peer's ends ours.
-    pub(crate) fn show(&mut self, window: u16, shift: u8, in_flight: u32, segment: u32) -> u16 {
+    /// What the socket is shown of the peer's window, which is scaled by `shift`, with this in
+    /// flight and segments of so many bytes. It leaves room for whole segments: the socket
+    /// would send what fits, however little. What arrived behind a hole, or is lost, takes no
+    /// room, and all that was sent stays within reach: it may have to be sent again.
+    pub(crate) fn show(&self, window: u16, shift: u8, flight: Flight, segment: u32) -> u16 {
         let shown = self.clip(window, shift);
         if shown == window {
-            if window > 0 {
-                self.window = None;
-            }
             return shown;
         }
         let ours = u32::from(shown) << shift.min(14);
-        match ours.checked_sub(in_flight) {
+        // What is lost goes before what was never sent.
+        let unarrived = flight.unarrived();
+        let reach = match ours.checked_sub(unarrived) {
             // Less than one may pass where nothing else is there to be acknowledged.
-            Some(room) if room >= segment || in_flight > 0 => {
-                let room = room / segment.max(1) * segment;
-                // No more than it was.
-                ((in_flight + room) >> shift.min(14)).max(1) as u16
+            Some(room) if room >= segment || unarrived > 0 => {
+                flight.sent.saturating_add(room / segment.max(1) * segment)
             }
-            _ => shown,
-        }
+            _ if unarrived < flight.sent || flight.due > 0 => flight.sent,
+            _ => return shown,
+        };
+        (reach >> shift.min(14)).max(1).min(window.into()) as u16
+    }
+
+    /// How much of what is lost may be sent again.
+    pub(crate) fn room(&self, flight: Flight) -> u32 {
+        let room = |window: u32| window.saturating_sub(flight.on_the_way());
+        self.window.map_or(u32::MAX, room)
     }
 
     /// The narrower of this window and ours.
@@ -248,18 +346,27 @@ impl Congestion {
 mod tests {
     use super::*;
 
+    /// So much is in flight, and nothing of it has arrived.
+    fn sent(bytes: u32) -> Flight {
+        Flight {
+            sent: bytes,
+            arrived: 0,
+            due: 0,
+        }
+    }
+
     /// One whose round trips take `shortest` µs, and carry `carried` bytes.
     fn with(shortest: u32, carried: u32) -> Congestion {
         let mut congestion = Congestion::default();
         congestion.round_begins();
-        congestion.acknowledged(carried, false);
+        congestion.delivered(carried, carried, false);
         congestion.round_ends(shortest);
         congestion
     }
 
     /// Losses from now on are of something else that was in flight.
     fn another(congestion: &mut Congestion) {
-        congestion.acknowledged(0, false);
+        congestion.delivered(0, 0, false);
     }
 
     #[test]
@@ -274,40 +381,44 @@ mod tests {
             for _ in 0..4 {
                 assert_eq!(congestion.window(), Some(expected));
                 congestion.round_begins();
-                congestion.acknowledged(expected, false);
+                congestion.delivered(expected, expected, false);
                 congestion.round_ends(50_000);
                 expected *= 2;
             }
             // Until a queue begins,
             congestion.took(60_000);
-            congestion.acknowledged(expected, false);
+            congestion.delivered(expected, expected, false);
             expected += expected / 4;
             assert_eq!(congestion.window(), Some(expected));
             // and is there,
             congestion.round_ends(110_000);
-            congestion.acknowledged(expected, false);
+            congestion.delivered(expected, expected, false);
             assert_eq!(congestion.window(), Some(expected + SEGMENT));
-            // or until the peer takes no more anyway.
-            assert_eq!(congestion.show(1000, 7, 0, SEGMENT), 1000);
-            assert_eq!(congestion.window(), None);
+            // or until the window is not what holds it back.
+            let window = congestion.window();
+            congestion.delivered(expected / 4, expected / 4, false);
+            assert_eq!(congestion.window(), window);
+            assert_eq!(congestion.show(1000, 7, sent(0), SEGMENT), 1000);
+            congestion.rested();
+            assert_eq!(congestion.window(), Some(INITIAL));
         }
     }
 
     #[test]
     fn a_loss_without_a_queue_holds_nobody_back() {
         let mut congestion = with(100, 60_000);
-        congestion.lost(1 << 20);
+        congestion.lost(Instant::ZERO, 1 << 20);
         congestion.answered(Some(150));
-        congestion.lost(1 << 20);
+        congestion.lost(Instant::ZERO, 1 << 20);
         // A busy processor.
         congestion.answered(Some(4_000));
-        congestion.lost(1 << 20);
+        congestion.lost(Instant::ZERO, 1 << 20);
         assert_eq!(congestion.window(), None);
-        assert_eq!(congestion.show(65_535, 7, 0, SEGMENT), 65_535);
+        assert_eq!(congestion.show(65_535, 7, sent(0), SEGMENT), 65_535);
         // Nothing is known of the path.
         let mut unknown = Congestion::default();
         unknown.answered(Some(100_000));
-        unknown.lost(1 << 20);
+        unknown.lost(Instant::ZERO, 1 << 20);
         assert_eq!(unknown.window(), None);
     }
 
@@ -315,21 +426,21 @@ mod tests {
     fn a_loss_in_a_queue_leaves_what_the_path_carries() {
         let mut congestion = with(20_000, 60_000);
         congestion.answered(Some(60_000));
-        congestion.lost(1 << 20);
+        congestion.lost(Instant::ZERO, 1 << 20);
         assert_eq!(congestion.window(), Some(60_000));
         assert_eq!(
-            congestion.show(65_535, 7, 0, SEGMENT),
+            congestion.show(65_535, 7, sent(0), SEGMENT),
             ((41 * SEGMENT) >> 7) as u16
         );
         // What else of that is missing tells nothing new.
-        congestion.lost(60_000);
+        congestion.lost(Instant::ZERO, 60_000);
         assert_eq!(congestion.window(), Some(60_000));
         another(&mut congestion);
-        congestion.lost(60_000);
+        congestion.lost(Instant::ZERO, 60_000);
         assert_eq!(congestion.window(), Some(42_000));
         for _ in 0..20 {
             another(&mut congestion);
-            congestion.lost(42_000);
+            congestion.lost(Instant::ZERO, 42_000);
         }
         assert_eq!(congestion.window(), Some(LEAST));
     }
@@ -338,23 +449,23 @@ mod tests {
     fn a_window_is_shown_with_room_for_whole_segments() {
         let mut congestion = with(20_000, 60_000);
         congestion.answered(Some(60_000));
-        congestion.lost(1 << 20);
+        congestion.lost(Instant::ZERO, 1 << 20);
         for (in_flight, room) in [(0, 41), (1000, 40), (58_000, 1), (59_000, 0), (60_000, 0)] {
-            let shown = congestion.show(65_535, 0, in_flight, SEGMENT);
+            let shown = congestion.show(65_535, 0, sent(in_flight), SEGMENT);
             assert_eq!(u32::from(shown), in_flight + room * SEGMENT, "{in_flight}");
         }
         // More is in flight than may be.
-        assert_eq!(congestion.show(65_535, 0, 65_000, SEGMENT), 60_000);
+        assert_eq!(congestion.show(65_535, 0, sent(65_000), SEGMENT), 60_000);
         // Longer segments than the window has room for.
-        assert_eq!(congestion.show(65_535, 0, 0, 65_481), 60_000);
-        assert_eq!(congestion.show(65_535, 0, 9_000, 65_481), 9_000);
+        assert_eq!(congestion.show(65_535, 0, sent(0), 65_481), 60_000);
+        assert_eq!(congestion.show(65_535, 0, sent(9_000), 65_481), 9_000);
     }
 
     #[test]
     fn a_loss_that_was_none_is_taken_back_when_all_that_was_sent_again_came_twice() {
         let mut congestion = with(20_000, 60_000);
         congestion.answered(Some(60_000));
-        congestion.lost(1 << 20);
+        congestion.lost(Instant::ZERO, 1 << 20);
         congestion.sent_again();
         congestion.came_twice();
         assert_eq!(congestion.window(), Some(60_000), "one is missing");
@@ -372,8 +483,8 @@ mod tests {
         congestion.timed_out(60_000);
         assert_eq!(congestion.window(), Some(LEAST));
         congestion.answered(Some(20_000));
-        congestion.acknowledged(LEAST, false);
-        congestion.acknowledged(2 * LEAST, false);
+        congestion.delivered(LEAST, LEAST, false);
+        congestion.delivered(2 * LEAST, 2 * LEAST, false);
         assert_eq!(congestion.window(), Some(4 * LEAST));
         // What is acknowledged beyond what was sent again had arrived long ago.
         congestion.timed_out(60_000);
@@ -386,42 +497,41 @@ mod tests {
     fn a_window_grows_by_a_segment_in_a_queue_and_by_all_without() {
         let mut congestion = with(20_000, 60_000);
         congestion.answered(Some(60_000));
-        congestion.lost(1 << 20);
-        congestion.acknowledged(60_000, true);
+        congestion.lost(Instant::ZERO, 1 << 20);
+        congestion.delivered(60_000, 60_000, true);
         assert_eq!(congestion.window(), Some(60_000), "not while it recovers");
-        congestion.acknowledged(60_000, false);
+        congestion.delivered(60_000, 60_000, false);
         assert_eq!(congestion.window(), Some(60_000 + SEGMENT));
         congestion.answered(Some(22_000));
-        congestion.acknowledged(61_460, false);
+        congestion.delivered(61_460, 61_460, false);
         assert_eq!(congestion.window(), Some(2 * 61_460));
-        // The peer takes less: there is nothing to hold back.
-        assert_eq!(congestion.show(100, 7, 0, SEGMENT), 100);
-        assert_eq!(congestion.window(), None);
+        // The peer takes less.
+        assert_eq!(congestion.show(100, 7, sent(0), SEGMENT), 100);
     }
 
     #[test]
     fn a_window_is_never_shown_as_none_and_a_closed_one_stays_closed() {
         let mut congestion = with(20_000, 0);
         congestion.answered(Some(60_000));
-        congestion.lost(1 << 20);
-        assert_eq!(congestion.show(65_535, 14, 0, SEGMENT), 1);
-        assert_eq!(congestion.show(65_535, 99, 0, SEGMENT), 1);
-        assert_eq!(congestion.show(0, 7, 0, SEGMENT), 0);
+        congestion.lost(Instant::ZERO, 1 << 20);
+        assert_eq!(congestion.show(65_535, 14, sent(0), SEGMENT), 1);
+        assert_eq!(congestion.show(65_535, 99, sent(0), SEGMENT), 1);
+        assert_eq!(congestion.show(0, 7, sent(0), SEGMENT), 0);
         assert_eq!(
             congestion.window(),
             Some(LEAST),
             "still there when it opens"
         );
-        assert_eq!(congestion.show(65_535, 0, 0, SEGMENT), LEAST as u16);
+        assert_eq!(congestion.show(65_535, 0, sent(0), SEGMENT), LEAST as u16);
     }
 
     #[test]
     fn a_path_that_has_become_longer_is_believed_in_time() {
         let mut congestion = with(20_000, 60_000);
-        for _ in 0..1_000 {
+        for _ in 0..2_000 {
             congestion.round_ends(100_000);
         }
-        congestion.lost(1 << 20);
+        congestion.lost(Instant::ZERO, 1 << 20);
         assert_eq!(congestion.window(), None);
     }
 }

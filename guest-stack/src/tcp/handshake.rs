@@ -338,7 +338,8 @@ impl Sockets {
             return Ending::Malformed;
         };
         let mut flow = Flow::new(key, cell, options);
-        flow.recovery.scaled_by(syn.tcp.window_scale);
+        let (shift, selective) = (syn.tcp.window_scale, syn.tcp.sack_permitted);
+        flow.recovery.begun_by(shift, selective);
         flow.recovery
             .synchronized(isn.wrapping_add(1), irs.wrapping_add(1), round_trip);
         flow.recovery.begins(round_trip);

@@ -3,36 +3,43 @@
 //! smoltcp resends the first unacknowledged segment when the third duplicate
 //! acknowledgement in a row arrives; everything else that is lost waits for a
 //! timeout of a second. This adds, without touching smoltcp:
-//! - partial acknowledgements: while what was in flight when a loss was noticed
-//!   is not acknowledged whole, an acknowledgement of a part of it shows the
-//!   next hole, which is resent at once (RFC 6582, 3.2);
-//! - selective acknowledgements as a sign of loss, where too few duplicates
-//!   come (large segments, lost acknowledgements; RFC 6675, 4), and as the sign
-//!   that there is a hole behind a partial acknowledgement;
+//! - selective acknowledgements (RFC 2018): the holes that a peer tells of are kept
+//!   (`recovery/scoreboard`), and what is lost of them is resent in one round trip (RFC
+//!   6675), again if it is lost again (RFC 8985). The socket can only send all anew, as
+//!   at its time-out; it is made to, and `device` lets through what is lost;
+//! - partial acknowledgements, of a peer that tells nothing: while what was in flight when
+//!   a loss was noticed is not acknowledged whole, an acknowledgement of a part of it
+//!   shows the next hole, which is resent at once (RFC 6582, 3.2). Of a peer that would
+//!   tell, it shows that all behind it is lost;
 //! - a timer in the manner of tail loss probes (RFC 8985, 7), for lost tails and
 //!   lost retransmissions. It doubles while nothing is acknowledged and stops
 //!   before a second: then smoltcp's own timeout has its turn. It goes on where
 //!   smoltcp has none, which is lost when a window closes and opens again, and
 //!   where a window is closed and not all in flight is acknowledged: smoltcp then
-//!   probes with what was not sent yet, and that may be nothing.
+//!   probes with what was not sent yet, and that may be nothing. A window that stays
+//!   closed is asked for before smoltcp asks, which does after a second.
 //!
 //! What of it is a sign of congestion, `congestion` decides.
 //!
 //! A FIN for which smoltcp has no timer, with all data before it acknowledged, is
 //! sent again from here: nothing makes the socket do it.
 //!
-//! Else the socket is made to resend by showing it acknowledgements of what is
+//! The socket is made to resend its first segment by showing it acknowledgements of what is
 //! acknowledged already (`recovery/flow`). They carry the peer's last window last, no
 //! data and no options; they are not counted as heard from the peer.
 //! `ingress` says what arrived, `egress` what was sent, and when there is time.
 
 mod flow;
+mod scoreboard;
+
+use alloc::boxed::Box;
 
 use smoltcp::socket::tcp::State;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{TcpOption, TcpPacket};
 
-use super::congestion::Congestion;
+pub(crate) use self::scoreboard::Scoreboard;
+use super::congestion::{Congestion, Flight, SEGMENT};
 use crate::classify::{TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
 use crate::tally::{Tally, after};
 
@@ -89,7 +96,7 @@ pub(crate) struct View {
     unread: usize,
 }
 
-/// What a connection remembers of its losses: 176 bytes at most.
+/// What a connection remembers of its losses: 320 bytes, and its board while it has holes.
 #[derive(Debug)]
 pub(crate) struct Recovery {
     /// The first unacknowledged sequence number, once data was acknowledged.
@@ -119,6 +126,13 @@ pub(crate) struct Recovery {
     marks: heapless::Deque<(u32, u32), MARKS>,
     /// Smoothed round trip time, in µs.
     srtt_us: Option<u32>,
+    /// What the peer has behind the first hole, while it tells.
+    board: Option<Box<Scoreboard>>,
+    /// When the socket went back to its first unacknowledged byte last. Its own time-out is
+    /// longer since.
+    rewound: Option<Instant>,
+    /// Nothing came of it: what is lost is out of its reach.
+    in_vain: bool,
     /// Since when nothing was acknowledged, or resent.
     since: Instant,
     /// Probes since something was acknowledged.
@@ -131,6 +145,9 @@ pub(crate) struct Recovery {
     forgotten: bool,
     /// The peer's window is closed, and smoltcp has nothing to probe it with.
     shut: bool,
+    /// The peer's window is closed, all but a probe is acknowledged, and more waits. What opens the window
+    /// may have been lost.
+    barred: bool,
     /// What is resent is resent because of a silence.
     probing: bool,
     /// Our SYN was sent more than once, so smoltcp's first time-out is as long as the last
@@ -156,21 +173,27 @@ impl Recovery {
             sample: None,
             marks: heapless::Deque::new(),
             srtt_us: None,
+            board: None,
+            rewound: None,
+            in_vain: false,
             since: Instant::ZERO,
             probes: 0,
             selective: false,
             due: false,
             forgotten: false,
             shut: false,
+            barred: false,
             probing: false,
             repeated: false,
             before_fin: None,
         }
     }
 
-    /// What the peer's SYN says of the windows that follow (RFC 7323, 2.2).
-    pub(crate) fn scaled_by(&mut self, shift: Option<u8>) {
+    /// What the peer's SYN says of the windows that follow (RFC 7323, 2.2), and whether it will
+    /// tell what it has behind a hole (RFC 2018).
+    pub(crate) fn begun_by(&mut self, shift: Option<u8>, selective: bool) {
         self.shift = shift.unwrap_or(0).min(14);
+        self.selective = selective;
     }
 
     /// The handshake is complete: what follows either side's SYN, and how long our SYN and
@@ -251,29 +274,33 @@ impl Recovery {
         }
         self.window_end = tally.window_end.or(self.window_end);
         let in_flight = self.in_flight();
-        if tally.resent > 0 {
+        let again = tally.resent + tally.chosen;
+        if again > 0 {
             // Karn's rule: no sample of what was sent twice, be it the SYN.
             self.sample = None;
             self.marks.clear();
         }
-        if tally.resent > 0 && in_flight > 0 {
+        if again > 0 && in_flight > 0 {
             self.since = now;
             self.resent = Some((now, tally.resent_end));
-            // More than one at a time is smoltcp's timeout: all is sent again.
+            // More than one that was not chosen is smoltcp's timeout: all is sent again.
             self.recover = match tally.resent {
-                1 => self.recover.or(self.highest),
+                0 | 1 => self.recover.or(self.highest),
                 _ => None,
             };
             match tally.resent {
                 // A silence alone may be a busy host's: what is acknowledged next tells.
-                1 if self.probing => self.congestion.sent_again(),
-                1 => self.congestion.lost(in_flight),
+                0 | 1 if self.probing => self.congestion.sent_again(),
+                0 | 1 => self.congestion.lost(now, in_flight),
                 _ => self.congestion.timed_out(in_flight),
             }
         }
         self.highest = tally.highest;
-        if tally.fresh {
+        if tally.is_fresh {
             if in_flight == 0 {
+                if now >= self.since + TIMEOUT {
+                    self.congestion.rested();
+                }
                 self.since = now;
             }
             if self.recover.is_none() && self.sample.is_none() {
@@ -308,7 +335,6 @@ impl Recovery {
         tcp_bytes: &[u8],
         before: View,
         after_it: View,
-        mtu: usize,
     ) {
         if before.state == State::SynSent && after_it.state == State::Established {
             let sample = self.sample.take().filter(|(end, _)| *end == tcp.ack);
@@ -318,7 +344,8 @@ impl Recovery {
             self.window = TcpPacket::new_checked(tcp_bytes).map_or(0, |packet| {
                 // This one is not scaled, all others are (RFC 7323, 2.2).
                 let window = packet.window_len();
-                self.shift = window_scale(&packet);
+                let (shift, selective) = promises(&packet);
+                self.begun_by(shift, selective);
                 (window >> self.shift).max(window.min(1))
             });
             return;
@@ -338,36 +365,79 @@ impl Recovery {
             if came_twice(&packet, tcp.ack) {
                 self.congestion.came_twice();
             }
-            self.window = packet.window_len();
+            let window = packet.window_len();
+            if core::mem::replace(&mut self.window, window) == 0 && window != 0 {
+                self.barred = false;
+                self.probes = 0;
+                self.since = now;
+            }
             // After a long silence: the way is free again, and the next probe would be late.
             let rested = self.resent.is_none_or(|(at, _)| now >= at + MIN_PATIENCE);
             self.due |= self.probes >= PROBES_IN_VAIN && rested && self.in_flight() > 0;
         }
-        if after_it.unacknowledged < before.unacknowledged {
-            // The socket took data off its buffer: it believes this segment.
+        // A segment of which the socket took data off its buffer, it believes.
+        let progress = after_it.unacknowledged < before.unacknowledged;
+        let from = self.first().unwrap_or(tcp.ack);
+        let in_flight = self.in_flight();
+        let repeats = acceptable && from == tcp.ack && in_flight > 0;
+        if !progress && !repeats {
+            return;
+        }
+        let arrived = self.arrived(from);
+        let knew = self.board.is_some();
+        if progress {
             self.acked = Some(tcp.ack);
-            let bytes = before.unacknowledged - after_it.unacknowledged;
-            let recovering = self.recover.is_some();
-            // A send buffer holds less than 2³⁰.
-            self.congestion.acknowledged(bytes as u32, recovering);
-            self.progress(now, tcp.ack, &packet);
-        } else if acceptable
-            && self.acked == Some(tcp.ack)
-            && self.in_flight() > 0
-            && tcp.data_len == 0
-            && (self.recover.is_none() || !self.selective)
-        {
-            let above = selected(&packet, tcp.ack);
-            self.selective |= above > 0;
-            // More than two segments behind the hole have arrived.
-            if self.recover.is_none() && above as usize > 2 * mtu {
-                self.due = true;
-            }
+        }
+        self.learn(now, tcp.ack, &packet);
+        // A send buffer holds less than 2³⁰.
+        let bytes = (before.unacknowledged - after_it.unacknowledged) as u32;
+        let delivered = (bytes + self.arrived(tcp.ack)).saturating_sub(arrived);
+        let recovering = self.recover.is_some();
+        self.congestion.delivered(delivered, in_flight, recovering);
+        if progress {
+            self.progress(now, from, tcp.ack, &packet, knew);
         }
     }
 
-    /// Data was acknowledged up to `ack`.
-    fn progress(&mut self, now: Instant, ack: u32, packet: &TcpPacket<&[u8]>) {
+    /// What has arrived behind a hole, of what was sent from `first` on.
+    fn arrived(&self, first: u32) -> u32 {
+        let board = self.board.as_deref();
+        board.map_or(0, |board| board.counts(first).0)
+    }
+
+    /// What the peer has behind `ack`, up to which it has all.
+    fn learn(&mut self, now: Instant, ack: u32, packet: &TcpPacket<&[u8]>) {
+        let mut took = None;
+        if let Some(board) = &mut self.board {
+            took = board.first_took(now, ack);
+            if !board.acknowledged(ack) {
+                self.board = None;
+            }
+        }
+        for (left, right) in selected(packet, ack) {
+            if self.highest.is_some_and(|highest| !after(right, highest)) {
+                self.selective = true;
+                let board = self
+                    .board
+                    .get_or_insert_with(|| Box::new(Scoreboard::new(ack)));
+                let this = board.arrived(now, left, right);
+                took = this.into_iter().chain(took).min();
+            }
+        }
+        if let Some(took) = took {
+            self.congestion.arrived(now, took.min(LONGEST_US));
+        }
+    }
+
+    /// Data was acknowledged from `from` up to `ack`. `knew`: there was a board.
+    fn progress(
+        &mut self,
+        now: Instant,
+        from: u32,
+        ack: u32,
+        packet: &TcpPacket<&[u8]>,
+        knew: bool,
+    ) {
         if self.highest.is_none_or(|highest| after(ack, highest)) {
             self.highest = Some(ack);
         }
@@ -376,12 +446,15 @@ impl Recovery {
         self.due = false;
         if let Some((at, end)) = self.resent
             && !after(end, ack)
+            && after(end, from)
         {
             let micros = micros(now - at);
-            // After a silence nobody knows which of the probes is answered.
-            let known = (probes < PROBES_IN_VAIN).then_some(micros);
+            // After a silence nobody knows which of the probes is answered, and another hole
+            // may have been what took so long: the board knows.
+            let known = (probes < PROBES_IN_VAIN && !knew).then_some(micros);
             self.congestion.answered(known);
-            if core::mem::take(&mut self.probing) && after(ack, end) && selected(packet, ack) == 0 {
+            let probing = core::mem::take(&mut self.probing);
+            if probing && after(ack, end) && selected(packet, ack).next().is_none() {
                 // Nothing was lost, it was late (RFC 5682).
                 self.recover = None;
             }
@@ -410,12 +483,20 @@ impl Recovery {
                 self.measured(now - at);
             }
             if after(recover, ack) {
-                // A peer that tells what it has tells it now too, unless all
-                // behind the segment that was resent was lost.
+                let missing = self
+                    .board
+                    .as_deref()
+                    .is_some_and(Scoreboard::misses_the_first);
+                self.due = !self.selective || missing;
+                // A peer that tells what it has tells nothing: all behind the segment that was
+                // resent was lost.
                 let answers = resent.is_some_and(|(_, end)| end == ack);
-                self.due = !self.selective || answers || selected(packet, ack) > 0;
+                if self.selective && answers && self.board.is_none() {
+                    self.board = Some(Box::new(Scoreboard::all_lost(ack, recover)));
+                }
             } else {
-                self.recover = None;
+                // What is known of later losses.
+                self.recover = self.highest.filter(|_| self.board.is_some());
             }
         }
     }
@@ -431,29 +512,39 @@ impl Recovery {
     }
 
     /// The window that the socket is to see in a segment of the peer's.
-    fn shows(&mut self, tcp: &TcpHeader, segment: usize) -> u16 {
+    fn shows(&mut self, tcp: &TcpHeader, segment: u32) -> u16 {
         if let (Some((_, resent)), Some(highest)) = (self.resent, self.highest)
             && after(tcp.ack, resent)
             && !after(tcp.ack, highest)
         {
             self.congestion.was_not_silent();
         }
-        let highest = self.highest.filter(|highest| after(*highest, tcp.ack));
-        let in_flight = highest.map_or(0, |highest| highest.wrapping_sub(tcp.ack));
-        // Less than a packet.
-        let (shift, segment) = (self.shift, segment as u32);
-        self.congestion.show(tcp.window, shift, in_flight, segment)
+        let flight = self.flight(tcp.ack);
+        self.congestion
+            .show(tcp.window, self.shift, flight, segment)
+    }
+
+    /// What is in flight behind `first`.
+    fn flight(&self, first: u32) -> Flight {
+        let highest = self.highest.filter(|highest| after(*highest, first));
+        let sent = highest.map_or(0, |highest| highest.wrapping_sub(first));
+        let board = self.board.as_deref();
+        let (arrived, due) = board.map_or((0, 0), |board| board.counts(first));
+        Flight { sent, arrived, due }
     }
 
     /// The peer's window, or the narrower one that the socket is to see.
     fn shown_window(&self) -> u16 {
-        self.congestion.clip(self.window, self.shift)
+        let flight = self.flight(self.first().unwrap_or_default());
+        self.congestion
+            .show(self.window, self.shift, flight, SEGMENT)
     }
 
     /// The link lost what was on it, and carries frames again.
     fn link_is_back(&mut self, now: Instant) {
         // That was no congestion.
         self.congestion.forgive();
+        self.board = None;
         self.probes = 0;
         self.since = now;
         self.due = self.in_flight() > 0;
@@ -472,7 +563,7 @@ impl Recovery {
             None if self.forgotten || self.shut || self.repeated => TIMEOUT,
             None => return None,
         };
-        if in_flight == 0 {
+        if in_flight == 0 && !self.barred {
             return None;
         }
         let mut patience = (round_trip * 2 + MARGIN).max(MIN_PATIENCE);
@@ -482,18 +573,115 @@ impl Recovery {
         // Ten milliseconds are more than a second after seven probes, and more than
         // a minute after thirteen.
         let patience = patience * (1 << self.probes.min(13));
-        if self.forgotten || self.shut || self.repeated && self.srtt_us.is_none() {
-            let least = if self.window == 0 {
+        if self.is_alone() || self.shut || self.repeated && self.srtt_us.is_none() {
+            let least = if self.window == 0 && !self.barred {
                 TIMEOUT
             } else {
                 MIN_PATIENCE
             };
             return Some(self.since + patience.clamp(least, LONGEST_PATIENCE));
         }
-        if self.window == 0 {
-            return None;
+        let asks = self.window != 0 || self.barred;
+        (asks && patience < TIMEOUT).then_some(self.since + patience)
+    }
+
+    /// After how long something that was resent was lost again.
+    fn patience(&self) -> Duration {
+        let Some(micros) = self.srtt_us else {
+            return TIMEOUT;
+        };
+        let micros = micros.max(self.congestion.latest_us().min(LONGEST_QUEUE_US));
+        let round_trip = Duration::from_micros(micros.into());
+        (round_trip + round_trip / 2 + MARGIN).max(MIN_PATIENCE)
+    }
+
+    /// How long the socket does not go back again.
+    fn rest(&self) -> Duration {
+        if self.in_vain {
+            return self.patience();
         }
-        (patience < TIMEOUT).then_some(self.since + patience)
+        Duration::from_micros(u64::from(self.srtt_us.unwrap_or_default()) / 8)
+    }
+
+    /// Finds out what is lost, with the first hole if `first` says so, and how much of it may
+    /// be resent in segments of so many bytes.
+    fn judge(&mut self, now: Instant, segment: u32, first: bool) {
+        // The peer may have forgotten what it had (RFC 2018, 8).
+        if self.in_flight() == 0 || self.probes >= PROBES_IN_VAIN {
+            self.board = None;
+        }
+        let patience = self.patience();
+        let since = self.recover.or(self.first()).unwrap_or_default();
+        if let Some(board) = &mut self.board
+            && board.judge(now, segment, patience, since, first)
+        {
+            self.congestion.lost_anew();
+            self.recover = self.highest;
+        }
+        let room = self
+            .congestion
+            .room(self.flight(self.first().unwrap_or_default()));
+        let fresh = self.highest.unwrap_or_default();
+        if let Some(board) = &mut self.board {
+            // The first one goes in any case: else nothing might ever be heard.
+            let least = if board.waits_for_the_first() {
+                segment
+            } else {
+                0
+            };
+            board.begin_turn(now, fresh, room.max(least));
+        }
+    }
+
+    /// Whether the socket is to send all anew, of which what is lost is let through. Behind
+    /// `fresh` nothing was sent.
+    pub(crate) fn goes_back(&mut self, now: Instant, segment: u32, fresh: u32) -> bool {
+        let rested = self.rewound.is_none_or(|at| now >= at + self.rest());
+        let Some(board) = self.board.as_deref_mut() else {
+            return false;
+        };
+        let goes_back = rested && self.window != 0 && board.may_resend(segment);
+        if goes_back {
+            board.rewind(fresh);
+            self.rewound = Some(now);
+            self.recover = self.recover.or(self.highest);
+        }
+        goes_back
+    }
+
+    /// The board, for a turn of the socket's; none while the window is closed: what is sent
+    /// then is sent to probe it.
+    pub(crate) fn lend_board(&mut self) -> Option<Box<Scoreboard>> {
+        self.board.take_if(|_| self.window != 0)
+    }
+
+    /// The board is back from a turn; `over`: the socket said all it had to say.
+    pub(crate) fn take_board_back(&mut self, mut board: Box<Scoreboard>, over: bool) {
+        if over {
+            self.in_vain = board.turn_ended().unwrap_or(self.in_vain);
+        }
+        self.board = Some(board);
+    }
+
+    /// Whether smoltcp has no timer for what is in flight, or one for much later.
+    fn is_alone(&self) -> bool {
+        self.forgotten || self.rewound.is_some()
+    }
+
+    /// One segment is taken for lost, of which nothing else is known.
+    fn takes_for_lost(&mut self, segment: u32) {
+        if let Some(first) = self.first() {
+            let end = first.wrapping_add(segment.min(self.in_flight()));
+            let board = || Box::new(Scoreboard::all_lost(first, end));
+            self.board.get_or_insert_with(board);
+        }
+    }
+
+    /// When the socket may go back again, if something is lost.
+    fn goes_back_at(&self, now: Instant) -> Option<Instant> {
+        let board = self.board.as_deref()?;
+        let at = self.rewound? + self.rest();
+        (board.is_due() && at > now).then_some(at)
     }
 
     /// Whether the first hole is to be resent now. Asking counts.
@@ -509,8 +697,7 @@ impl Recovery {
         }
         let due = core::mem::take(&mut self.due);
         self.probing = late && !due;
-        let due = due || late;
-        (due && self.window != 0 || late) && self.in_flight() > 0
+        due && self.window != 0 && self.in_flight() > 0 || late
     }
 }
 
@@ -519,18 +706,24 @@ fn micros(round_trip: Duration) -> u32 {
     round_trip.total_micros().min(LONGEST_US.into()) as u32
 }
 
-/// By how much the sender of this SYN scales the windows that follow.
-fn window_scale(packet: &TcpPacket<&[u8]>) -> u8 {
+/// By how much the sender of this SYN scales the windows that follow, and whether it will tell
+/// what it has behind a hole.
+fn promises(packet: &TcpPacket<&[u8]>) -> (Option<u8>, bool) {
+    let (mut shift, mut selective) = (None, false);
     let mut options = packet.options();
     while let Ok((rest, option)) = TcpOption::parse(options) {
         match option {
-            TcpOption::WindowScale(shift) => return shift.min(14),
-            TcpOption::EndOfList => return 0,
-            _ if rest.is_empty() => return 0,
-            _ => options = rest,
+            TcpOption::WindowScale(by) => shift = Some(by),
+            TcpOption::SackPermitted => selective = true,
+            TcpOption::EndOfList => break,
+            _ => {}
         }
+        if rest.is_empty() {
+            break;
+        }
+        options = rest;
     }
-    0
+    (shift, selective)
 }
 
 /// Whether a segment says that something below `ack` came twice: in its first block
@@ -541,15 +734,12 @@ fn came_twice(packet: &TcpPacket<&[u8]>, ack: u32) -> bool {
     first.is_some_and(|(_, right)| !after(right, ack))
 }
 
-/// Bytes behind `ack` that a segment says have arrived.
-fn selected(packet: &TcpPacket<&[u8]>, ack: u32) -> u32 {
+/// What a segment says has arrived behind `ack`.
+fn selected(packet: &TcpPacket<&[u8]>, ack: u32) -> impl Iterator<Item = (u32, u32)> {
     let blocks = packet.selective_ack_ranges().unwrap_or_default();
-    let blocks = blocks.into_iter().flatten();
     // A block below `ack` tells of a segment that came twice (RFC 2883).
-    let above = blocks.filter(|(left, right)| after(*left, ack) && after(*right, *left));
-    above.fold(0, |sum, (left, right)| {
-        sum.saturating_add(right.wrapping_sub(left))
-    })
+    let above = move |(left, right): &(u32, u32)| after(*left, ack) && after(*right, *left);
+    blocks.into_iter().flatten().filter(above)
 }
 
 #[cfg(test)]
@@ -558,7 +748,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_remembers_of_its_losses_is_small() {
-        assert!(size_of::<Recovery>() <= 272, "{}", size_of::<Recovery>());
+        assert!(size_of::<Recovery>() <= 320, "{}", size_of::<Recovery>());
     }
 
     #[test]

@@ -145,9 +145,88 @@ fn a_lost_tail_of_several_segments_comes_again_within_five_round_trips() {
     let round_trip = DELAY * 2;
     let first = first.unwrap() - start;
     assert!(first <= round_trip * 5, "{first}");
-    // One segment in each round trip after that.
+    // The peer has told of nothing behind it: all the rest follows at once.
     let whole = pair.now() - start;
-    assert!(whole <= round_trip * 10, "{whole}");
+    assert!(whole <= first + round_trip * 2, "{whole}");
+}
+
+/// Sends forty segments of which every second one is lost, but for the last three.
+fn lose_every_second(
+    pair: &mut Pair,
+    (client, server): (TcpStreamId, TcpStreamId),
+    ipv6: bool,
+) -> Duration {
+    let (segments, segment_len) = (40, if ipv6 { 1440 } else { 1460 });
+    let data = pattern(segments * segment_len, 3);
+    let start = pair.now();
+    for (at, segment) in data.chunks(segment_len).enumerate() {
+        let lost = at % 2 == 0 && at + 3 < segments;
+        pair.cable.impair(wire(if lost { 1000 } else { 0 }));
+        let sent = pair.sockets(0).tcp_send(client, segment);
+        assert_eq!(sent, Ok(segment_len));
+        pair.settle();
+    }
+    pair.cable.impair(wire(0));
+    let mut got = Vec::new();
+    pair.run_until(|pair| {
+        read_some(pair.sockets(1), server, &mut got);
+        got.len() == data.len()
+    });
+    assert!(got == data);
+    pair.now() - start
+}
+
+#[test]
+fn all_holes_of_a_flight_come_again_in_one_round_trip() {
+    for ipv6 in [false, true] {
+        let (mut pair, ends) = warm(1, ipv6);
+        let took = lose_every_second(&mut pair, ends, ipv6);
+        // One to hear of them, half a one to send them.
+        assert!(took <= DELAY * 4, "{took}");
+    }
+}
+
+#[test]
+fn a_window_that_opens_unheard_is_asked_for_soon() {
+    for resent in [false, true] {
+        opens_unheard(resent);
+    }
+}
+
+/// With `resent`, smoltcp's own time to ask is a long one.
+fn opens_unheard(resent: bool) {
+    let (mut pair, (client, server)) = warm(1, false);
+    if resent {
+        lose_every_second(&mut pair, (client, server), false);
+    }
+    let data = pattern(300_000, 7);
+    let mut at = 0;
+    // Until the peer's window is closed.
+    write_some(pair.sockets(0), client, &data, &mut at);
+    pair.run(Duration::from_millis(50));
+    write_some(pair.sockets(0), client, &data, &mut at);
+    pair.run(Duration::from_millis(50));
+    let start = pair.now();
+    pair.cable.impair(wire(1000));
+    let mut got = Vec::new();
+    read_some(pair.sockets(1), server, &mut got);
+    pair.settle();
+    pair.cable.impair(wire(0));
+    let before = got.len();
+    assert!(before < data.len(), "it was never closed");
+    pair.run_until(|pair| {
+        write_some(pair.sockets(0), client, &data, &mut at);
+        read_some(pair.sockets(1), server, &mut got);
+        got.len() > before
+    });
+    let took = pair.now() - start;
+    assert!(took <= Duration::from_millis(150), "{resent}: {took}");
+    pair.run_until(|pair| {
+        write_some(pair.sockets(0), client, &data, &mut at);
+        read_some(pair.sockets(1), server, &mut got);
+        got.len() == data.len()
+    });
+    assert!(got == data);
 }
 
 #[test]

@@ -12,18 +12,22 @@ use smoltcp::iface::SocketSet;
 use smoltcp::socket::raw;
 use smoltcp::socket::tcp::State;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{IpProtocol, TcpControl, TcpRepr, TcpSeqNumber};
+use smoltcp::wire::{
+    IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpAddress, IpProtocol, TCP_HEADER_LEN, TcpControl, TcpRepr,
+    TcpSeqNumber,
+};
 
 use super::{MIN_PATIENCE, View};
 use crate::classify::{
     Class, ETHERNET_LEN, Kind, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, checksum_holds, classify,
 };
-use crate::device::{FrameDevice, Wire};
+use crate::device::{FrameDevice, NoDevice, Wire};
 use crate::flow::Entry;
 use crate::path::Report;
 use crate::sockets::Sockets;
 use crate::tcp::connection::{Flow, Owner};
 use crate::tcp::segment::{MAX_LEN, Segment};
+use crate::timers::earlier;
 
 /// Segments that make a socket resend: another window and the true one clear
 /// its count of duplicates, three duplicates make it resend.
@@ -31,6 +35,9 @@ const NUDGE: usize = 5;
 
 /// Time between two keep-alive probes, at least.
 const MIN_KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// More than the longest time-out of smoltcp, which is a minute.
+const LATER: Duration = Duration::from_secs(90);
 
 impl Flow {
     /// What feeding a segment may change.
@@ -40,6 +47,16 @@ impl Flow {
             unacknowledged: socket.send_queue(),
             unread: socket.recv_queue(),
         })
+    }
+
+    /// Data of a full segment.
+    fn segment_len(&self, mtu: usize) -> u32 {
+        let headers = match self.key.remote.addr {
+            IpAddress::Ipv4(_) => IPV4_HEADER_LEN,
+            IpAddress::Ipv6(_) => IPV6_HEADER_LEN,
+        };
+        // No packet is longer than 65,535 bytes.
+        mtu.saturating_sub(headers + TCP_HEADER_LEN) as u32
     }
 
     /// The frame with the window that the socket is to be shown in place of the peer's, in
@@ -52,6 +69,7 @@ impl Flow {
         room: &'r mut Vec<u8>,
     ) -> Option<&'r [u8]> {
         let begins = self.last_state == State::SynSent && self.state() == State::SynSent;
+        let segment = self.segment_len(mtu);
         let recovery = &mut self.recovery;
         if !begins && !recovery.congestion.is_narrow() {
             return None;
@@ -63,10 +81,7 @@ impl Flow {
             return None;
         };
         let window = match tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK) {
-            TCP_ACK => {
-                let headers = if packet.is_ipv4() { 40 } else { 60 };
-                recovery.shows(&tcp, mtu.saturating_sub(headers))
-            }
+            TCP_ACK => recovery.shows(&tcp, segment),
             // Its SYN's window is not scaled.
             flags if begins && flags == TCP_SYN | TCP_ACK => {
                 recovery.answered(now, tcp.ack);
@@ -100,7 +115,6 @@ impl Flow {
         now: Instant,
         frame: &[u8],
         before: View,
-        mtu: usize,
         vouches: bool,
     ) {
         let Some(Class::Ip(packet)) = classify(frame) else {
@@ -117,7 +131,7 @@ impl Flow {
         if !changed && !vouches && (tcp.data_len != 0 || !checksum_holds(&packet, frame)) {
             return;
         }
-        self.recovery.heard(now, &tcp, bytes, before, after_it, mtu);
+        self.recovery.heard(now, &tcp, bytes, before, after_it);
     }
 
     /// Whether a frame does nothing but acknowledge once more all that was sent
@@ -160,16 +174,30 @@ impl Flow {
     }
 
     /// When to look for a lost tail. `timer` says whether smoltcp has one.
-    pub(crate) fn recovery_deadline(&mut self, mtu: usize, timer: bool) -> Option<Instant> {
+    pub(crate) fn recovery_deadline(
+        &mut self,
+        now: Instant,
+        mtu: usize,
+        timer: bool,
+    ) -> Option<Instant> {
         let unacknowledged = self.view().unacknowledged;
         let recovery = &mut self.recovery;
         recovery.forgotten = !timer;
         recovery.shut = recovery.window == 0 && recovery.in_flight() as usize >= unacknowledged;
-        let deadline = self.recovery.deadline(mtu)?;
-        (self.can_resend() || self.forgot_fin()).then_some(deadline)
+        let more = unacknowledged > recovery.in_flight() as usize;
+        // smoltcp probes with a byte, which is in flight then.
+        recovery.barred = recovery.window == 0 && recovery.in_flight() <= 1 && more;
+        let deadline = earlier(self.recovery.deadline(mtu), self.recovery.goes_back_at(now))?;
+        (self.can_resend() || self.can_only_go_back() || self.forgot_fin()).then_some(deadline)
     }
 
-    /// Whether nothing but our FIN is in flight, and smoltcp will not send it again.
+    /// Whether the socket has data that wait for an acknowledgement, and counts no duplicates.
+    fn can_only_go_back(&mut self) -> bool {
+        let view = self.view();
+        view.state == State::LastAck && view.unacknowledged != 0 && !self.recovery.forgotten
+    }
+
+    /// Whether nothing but our FIN is in flight, and smoltcp will not send it again soon.
     fn forgot_fin(&mut self) -> bool {
         let view = self.view();
         let sent = match view.state {
@@ -184,13 +212,13 @@ impl Flow {
             | State::TimeWait => false,
         };
         sent && view.unacknowledged == 0
-            && self.recovery.forgotten
+            && self.recovery.is_alone()
             && self.recovery.in_flight() == 1
     }
 
     /// Our FIN, as the socket sent it.
     fn our_fin(&self) -> Option<Segment> {
-        let mut fin = self.keep_alive_probe()?;
+        let mut fin = self.bare(self.recovery.first()?);
         fin.tcp.control = TcpControl::Fin;
         Some(fin)
     }
@@ -198,17 +226,21 @@ impl Flow {
     /// A segment that the peer answers with what it received: without data, and just
     /// before what it expects (RFC 1122, 4.2.3.6).
     fn keep_alive_probe(&self) -> Option<Segment> {
+        Some(self.bare(self.recovery.first()?.wrapping_sub(1)))
+    }
+
+    /// A segment of ours without data.
+    fn bare(&self, seq: u32) -> Segment {
         let recovery = &self.recovery;
-        let next = recovery.highest.or(recovery.first())?;
         // The last window that was announced, of which no more was taken since.
         let end = recovery.window_end.unwrap_or(recovery.rcv_nxt);
         let window = end.wrapping_sub(recovery.rcv_nxt);
-        let mut probe = self.segment_of_the_peer(next.wrapping_sub(1), recovery.rcv_nxt);
-        core::mem::swap(&mut probe.src, &mut probe.dst);
-        core::mem::swap(&mut probe.tcp.src_port, &mut probe.tcp.dst_port);
-        probe.hop_limit = self.options.hop_limit.max(1);
-        probe.tcp.window_len = u16::try_from(window).unwrap_or(0);
-        Some(probe)
+        let mut bare = self.segment_of_the_peer(seq, recovery.rcv_nxt);
+        core::mem::swap(&mut bare.src, &mut bare.dst);
+        core::mem::swap(&mut bare.tcp.src_port, &mut bare.tcp.dst_port);
+        bare.hop_limit = self.options.hop_limit.max(1);
+        bare.tcp.window_len = u16::try_from(window).unwrap_or(0);
+        bare
     }
 
     /// When to ask whether the peer is still there, if nothing is heard of it until then.
@@ -328,20 +360,31 @@ impl Sockets {
         }
     }
 
-    /// Makes a connection resend its first hole, if it is time. Called before
-    /// the connection's turn to send.
+    /// Lets a connection resend what is lost, if it is time. Called before the connection's
+    /// turn to send.
     pub(crate) fn recover(&mut self, index: u32, now: Instant, tx: &mut dyn FrameTx) {
         let mtu = self.io.mtu;
         let Entry::Flow(flow) = self.table.entry(index) else {
             return;
         };
-        if flow.recovery.in_flight() == 0 || !flow.recovery.take_due(now, mtu) {
+        let due = flow.recovery.take_due(now, mtu);
+        if due && flow.can_only_go_back() {
+            flow.recovery.takes_for_lost(flow.segment_len(mtu));
+        }
+        flow.recovery.judge(now, flow.segment_len(mtu), due);
+        if !due {
             return;
         }
-        if flow.forgot_fin() {
-            if let Some(fin) = flow.our_fin() {
-                self.send_raw(now, &fin, tx);
-            }
+        let instead = if flow.forgot_fin() {
+            flow.our_fin()
+        } else if flow.recovery.barred {
+            // Its answer tells of the window.
+            flow.keep_alive_probe()
+        } else {
+            None
+        };
+        if let Some(segment) = instead {
+            self.send_raw(now, &segment, tx);
             return;
         }
         if !flow.can_resend() {
@@ -372,6 +415,32 @@ impl Sockets {
 }
 
 impl Sockets {
+    /// Makes a socket that has nothing to say go back to its first unacknowledged byte, as at
+    /// its time-out, if something of what it sent is lost: it is shown a time that is later
+    /// than any, and nowhere to send to. `board` lets through what is lost.
+    pub(crate) fn go_back(&mut self, index: u32, now: Instant) -> bool {
+        let mtu = self.io.mtu;
+        let Entry::Flow(flow) = self.table.entry(index) else {
+            return false;
+        };
+        flow.recovery.board = self.io.board.take();
+        let fresh = self.io.tally.and_then(|tally| tally.highest);
+        let fresh = fresh.unwrap_or_default();
+        // Else another of its timers would be what it takes the time for.
+        let waits = flow.can_resend() || flow.can_only_go_back();
+        let goes_back = waits && flow.recovery.goes_back(now, flow.segment_len(mtu), fresh);
+        self.io.board = flow.recovery.lend_board();
+        if !goes_back {
+            return false;
+        }
+        let mut device = NoDevice(&self.io);
+        let interface = &mut self.interface;
+        self.table.entry(index).with_set(|set| {
+            interface.poll_egress(now + LATER, &mut device, set);
+        });
+        true
+    }
+
     /// Sends a segment without its socket. Where the neighbour is not known, it is
     /// asked for instead, and the segment is lost, as segments may be.
     fn send_raw(&mut self, now: Instant, segment: &Segment, tx: &mut dyn FrameTx) {
