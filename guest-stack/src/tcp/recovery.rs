@@ -30,14 +30,17 @@
 //! `ingress` says what arrived, `egress` what was sent, and when there is time.
 
 mod flow;
+mod holes;
+mod options;
 mod scoreboard;
 
 use alloc::boxed::Box;
 
 use smoltcp::socket::tcp::State;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{TcpOption, TcpPacket};
+use smoltcp::wire::TcpPacket;
 
+use self::options::{came_twice, promises, selected};
 pub(crate) use self::scoreboard::Scoreboard;
 use super::congestion::{Congestion, Flight, SEGMENT};
 use crate::classify::{TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
@@ -399,36 +402,6 @@ impl Recovery {
         }
     }
 
-    /// What has arrived behind a hole, of what was sent from `first` on.
-    fn arrived(&self, first: u32) -> u32 {
-        let board = self.board.as_deref();
-        board.map_or(0, |board| board.counts(first).0)
-    }
-
-    /// What the peer has behind `ack`, up to which it has all.
-    fn learn(&mut self, now: Instant, ack: u32, packet: &TcpPacket<&[u8]>) {
-        let mut took = None;
-        if let Some(board) = &mut self.board {
-            took = board.first_took(now, ack);
-            if !board.acknowledged(ack) {
-                self.board = None;
-            }
-        }
-        for (left, right) in selected(packet, ack) {
-            if self.highest.is_some_and(|highest| !after(right, highest)) {
-                self.selective = true;
-                let board = self
-                    .board
-                    .get_or_insert_with(|| Box::new(Scoreboard::new(ack)));
-                let this = board.arrived(now, left, right);
-                took = this.into_iter().chain(took).min();
-            }
-        }
-        if let Some(took) = took {
-            self.congestion.arrived(now, took.min(LONGEST_US));
-        }
-    }
-
     /// Data was acknowledged from `from` up to `ack`. `knew`: there was a board.
     fn progress(
         &mut self,
@@ -550,16 +523,19 @@ impl Recovery {
         self.due = self.in_flight() > 0;
     }
 
+    /// How long an answer may take. A queue that is just filling has made it longer than it
+    /// was; a host that was away has not.
+    fn round_trip(&self) -> Option<Duration> {
+        let latest = self.congestion.latest_us().min(LONGEST_QUEUE_US);
+        let micros = self.srtt_us?.max(latest);
+        Some(Duration::from_micros(micros.into()))
+    }
+
     /// When what is in flight is taken for lost, if nothing is heard.
     fn deadline(&self, mtu: usize) -> Option<Instant> {
         let in_flight = self.in_flight() as usize;
-        let round_trip = match self.srtt_us {
-            // A queue that is just filling has made it longer than it was. A host that was
-            // away has not.
-            Some(micros) => {
-                let micros = micros.max(self.congestion.latest_us().min(LONGEST_QUEUE_US));
-                Duration::from_micros(micros.into())
-            }
+        let round_trip = match self.round_trip() {
+            Some(round_trip) => round_trip,
             None if self.forgotten || self.shut || self.repeated => TIMEOUT,
             None => return None,
         };
@@ -585,103 +561,9 @@ impl Recovery {
         (asks && patience < TIMEOUT).then_some(self.since + patience)
     }
 
-    /// After how long something that was resent was lost again.
-    fn patience(&self) -> Duration {
-        let Some(micros) = self.srtt_us else {
-            return TIMEOUT;
-        };
-        let micros = micros.max(self.congestion.latest_us().min(LONGEST_QUEUE_US));
-        let round_trip = Duration::from_micros(micros.into());
-        (round_trip + round_trip / 2 + MARGIN).max(MIN_PATIENCE)
-    }
-
-    /// How long the socket does not go back again.
-    fn rest(&self) -> Duration {
-        if self.in_vain {
-            return self.patience();
-        }
-        Duration::from_micros(u64::from(self.srtt_us.unwrap_or_default()) / 8)
-    }
-
-    /// Finds out what is lost, with the first hole if `first` says so, and how much of it may
-    /// be resent in segments of so many bytes.
-    fn judge(&mut self, now: Instant, segment: u32, first: bool) {
-        // The peer may have forgotten what it had (RFC 2018, 8).
-        if self.in_flight() == 0 || self.probes >= PROBES_IN_VAIN {
-            self.board = None;
-        }
-        let patience = self.patience();
-        let since = self.recover.or(self.first()).unwrap_or_default();
-        if let Some(board) = &mut self.board
-            && board.judge(now, segment, patience, since, first)
-        {
-            self.congestion.lost_anew();
-            self.recover = self.highest;
-        }
-        let room = self
-            .congestion
-            .room(self.flight(self.first().unwrap_or_default()));
-        let fresh = self.highest.unwrap_or_default();
-        if let Some(board) = &mut self.board {
-            // The first one goes in any case: else nothing might ever be heard.
-            let least = if board.waits_for_the_first() {
-                segment
-            } else {
-                0
-            };
-            board.begin_turn(now, fresh, room.max(least));
-        }
-    }
-
-    /// Whether the socket is to send all anew, of which what is lost is let through. Behind
-    /// `fresh` nothing was sent.
-    pub(crate) fn goes_back(&mut self, now: Instant, segment: u32, fresh: u32) -> bool {
-        let rested = self.rewound.is_none_or(|at| now >= at + self.rest());
-        let Some(board) = self.board.as_deref_mut() else {
-            return false;
-        };
-        let goes_back = rested && self.window != 0 && board.may_resend(segment);
-        if goes_back {
-            board.rewind(fresh);
-            self.rewound = Some(now);
-            self.recover = self.recover.or(self.highest);
-        }
-        goes_back
-    }
-
-    /// The board, for a turn of the socket's; none while the window is closed: what is sent
-    /// then is sent to probe it.
-    pub(crate) fn lend_board(&mut self) -> Option<Box<Scoreboard>> {
-        self.board.take_if(|_| self.window != 0)
-    }
-
-    /// The board is back from a turn; `over`: the socket said all it had to say.
-    pub(crate) fn take_board_back(&mut self, mut board: Box<Scoreboard>, over: bool) {
-        if over {
-            self.in_vain = board.turn_ended().unwrap_or(self.in_vain);
-        }
-        self.board = Some(board);
-    }
-
     /// Whether smoltcp has no timer for what is in flight, or one for much later.
     fn is_alone(&self) -> bool {
         self.forgotten || self.rewound.is_some()
-    }
-
-    /// One segment is taken for lost, of which nothing else is known.
-    fn takes_for_lost(&mut self, segment: u32) {
-        if let Some(first) = self.first() {
-            let end = first.wrapping_add(segment.min(self.in_flight()));
-            let board = || Box::new(Scoreboard::all_lost(first, end));
-            self.board.get_or_insert_with(board);
-        }
-    }
-
-    /// When the socket may go back again, if something is lost.
-    fn goes_back_at(&self, now: Instant) -> Option<Instant> {
-        let board = self.board.as_deref()?;
-        let at = self.rewound? + self.rest();
-        (board.is_due() && at > now).then_some(at)
     }
 
     /// Whether the first hole is to be resent now. Asking counts.
@@ -704,42 +586,6 @@ impl Recovery {
 /// A round trip in µs, a minute at most.
 fn micros(round_trip: Duration) -> u32 {
     round_trip.total_micros().min(LONGEST_US.into()) as u32
-}
-
-/// By how much the sender of this SYN scales the windows that follow, and whether it will tell
-/// what it has behind a hole.
-fn promises(packet: &TcpPacket<&[u8]>) -> (Option<u8>, bool) {
-    let (mut shift, mut selective) = (None, false);
-    let mut options = packet.options();
-    while let Ok((rest, option)) = TcpOption::parse(options) {
-        match option {
-            TcpOption::WindowScale(by) => shift = Some(by),
-            TcpOption::SackPermitted => selective = true,
-            TcpOption::EndOfList => break,
-            _ => {}
-        }
-        if rest.is_empty() {
-            break;
-        }
-        options = rest;
-    }
-    (shift, selective)
-}
-
-/// Whether a segment says that something below `ack` came twice: in its first block
-/// (RFC 2883, 4).
-fn came_twice(packet: &TcpPacket<&[u8]>, ack: u32) -> bool {
-    let blocks = packet.selective_ack_ranges().unwrap_or_default();
-    let first = blocks.into_iter().next().flatten();
-    first.is_some_and(|(_, right)| !after(right, ack))
-}
-
-/// What a segment says has arrived behind `ack`.
-fn selected(packet: &TcpPacket<&[u8]>, ack: u32) -> impl Iterator<Item = (u32, u32)> {
-    let blocks = packet.selective_ack_ranges().unwrap_or_default();
-    // A block below `ack` tells of a segment that came twice (RFC 2883).
-    let above = move |(left, right): &(u32, u32)| after(*left, ack) && after(*right, *left);
-    blocks.into_iter().flatten().filter(above)
 }
 
 #[cfg(test)]
