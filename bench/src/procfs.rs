@@ -73,6 +73,9 @@ fn field(status: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -86,18 +89,30 @@ mod tests {
 
     #[test]
     fn a_process_that_sleeps_is_seen_to() {
-        let before = sleeps(std::process::id()).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(2));
-        assert!(sleeps(std::process::id()).unwrap() > before);
-        assert!(memory_kib(std::process::id()).unwrap() > 0);
+        // Another process: threads of this one end while other tests run, and with them their
+        // counts.
+        let mut cat = Command::new("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut input, mut output) = (cat.stdin.take().unwrap(), cat.stdout.take().unwrap());
+        let mut echo = || {
+            input.write_all(b"x").unwrap();
+            output.read_exact(&mut [0]).unwrap();
+            sleeps(cat.id()).unwrap()
+        };
+        let before = echo();
+        // It may not be back at its sleep when its echo arrives.
+        assert!((0..1000).any(|_| echo() > before));
+        assert!(memory_kib(cat.id()).unwrap() > 0);
+        cat.kill().unwrap();
+        cat.wait().unwrap();
     }
 
     #[test]
     fn children_are_found() {
-        let mut child = std::process::Command::new("sleep")
-            .arg("9")
-            .spawn()
-            .unwrap();
+        let mut child = Command::new("sleep").arg("9").spawn().unwrap();
         let all = with_descendants(std::process::id());
         child.kill().unwrap();
         child.wait().unwrap();

@@ -24,6 +24,8 @@ pub(crate) struct Segment {
     pub(crate) flags: &'static str,
     pub(crate) window: u16,
     pub(crate) data: Vec<u8>,
+    /// What it says has arrived behind a hole; four ranges at most.
+    pub(crate) has: Vec<(u32, u32)>,
 }
 
 impl Segment {
@@ -38,6 +40,7 @@ impl Segment {
             flags: "S",
             window: 64_000,
             data: Vec::new(),
+            has: Vec::new(),
         }
     }
 
@@ -81,6 +84,14 @@ impl Segment {
                 '.' => tcp,
                 other => panic!("no flag {other}"),
             };
+        }
+        if let Some((first, more)) = self.has.split_first() {
+            let mut rest = [None; 3];
+            for (place, range) in rest.iter_mut().zip(more) {
+                *place = Some(*range);
+            }
+            let has = TcpOptionElement::SelectiveAcknowledgement(*first, rest);
+            tcp = tcp.options(&[has]).unwrap();
         }
         let mut frame = Vec::new();
         tcp.write(&mut frame, &self.data).unwrap();

@@ -2,6 +2,7 @@
 //! accounted for.
 
 use guest_stack::tcp::options::TcpOptions;
+use guest_stack::tcp::stream::Shutdown;
 use guest_stack::time::Duration;
 use proptest::prelude::*;
 
@@ -178,6 +179,81 @@ proptest! {
         }
         survives(&mut bench);
         let _ = bench.stack.sockets().tcp_recv(stream, &mut [0; 100]);
+        survives(&mut bench);
+    }
+}
+
+/// What a peer has received of a stream that begins at `first`.
+struct Receiver {
+    first: u32,
+    bytes: Vec<Option<u8>>,
+}
+
+impl Receiver {
+    fn take(&mut self, frames: &[Vec<u8>]) {
+        for segment in tcps(frames) {
+            let at = segment.seq.wrapping_sub(self.first) as usize;
+            for (place, byte) in self.bytes.iter_mut().skip(at).zip(&segment.data) {
+                *place = Some(*byte);
+            }
+        }
+    }
+
+    /// What it may acknowledge.
+    fn ack(&self) -> u32 {
+        let had = self.bytes.iter().take_while(|byte| byte.is_some()).count();
+        self.first.wrapping_add(had as u32)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn whatever_a_peer_claims_to_have_it_is_sent_all_in_the_end(
+        claims in proptest::collection::vec(
+            (
+                proptest::collection::vec((0..70_000_u32, 1..9000_u32), 0..4),
+                any::<bool>(),
+                0..300_u64,
+            ),
+            1..40,
+        ),
+        len in 1..65_000_usize,
+        closes in any::<bool>(),
+    ) {
+        let (mut bench, syn, _) = busy();
+        let listener = bench.stack.sockets().tcp_listen(81, 4, TcpOptions::default()).unwrap();
+        let syn = Segment { dst_port: 81, ..syn };
+        let first = tcps(&bench.exchange(&syn.frame()))[0].seq + 1;
+        bench.exchange(&syn.then(".", 1001, first, b"").frame());
+        let (stream, _) = bench.stack.sockets().tcp_accept(listener).unwrap();
+        let data = crate::common::pattern(len, 3);
+        prop_assert_eq!(bench.stack.sockets().tcp_send(stream, &data), Ok(len));
+        if closes {
+            bench.stack.sockets().tcp_shutdown(stream, Shutdown::Write).unwrap();
+        }
+        let mut receiver = Receiver { first, bytes: vec![None; len] };
+        for (ranges, hears, pause) in claims {
+            let frames = bench.pass(Duration::from_millis(pause));
+            if hears {
+                receiver.take(&frames);
+            }
+            let ack = receiver.ack();
+            let has = ranges.iter().map(|(at, len)| (ack.wrapping_add(*at), ack.wrapping_add(at + len)));
+            let claim = Segment { has: has.collect(), ..syn.then(".", 1001, ack, b"") };
+            bench.peer.inject(&claim.frame());
+        }
+        // From here on it is honest, and hears all.
+        let start = bench.now();
+        while receiver.ack() != first.wrapping_add(len as u32) {
+            let frames = bench.pass(Duration::from_millis(10));
+            receiver.take(&frames);
+            bench.peer.inject(&syn.then(".", 1001, receiver.ack(), b"").frame());
+            prop_assert!(bench.now() - start < Duration::from_secs(300), "{} of {len}", receiver.ack() - first);
+        }
+        let received: Vec<u8> = receiver.bytes.iter().map(|byte| byte.unwrap()).collect();
+        prop_assert!(received == data, "not what was sent");
         survives(&mut bench);
     }
 }
