@@ -207,7 +207,12 @@ impl Receiver {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
+    // What fails takes long.
+    #![proptest_config(ProptestConfig {
+        cases: 100,
+        max_shrink_iters: 100,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn whatever_a_peer_claims_to_have_it_is_sent_all_in_the_end(
