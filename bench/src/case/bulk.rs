@@ -74,7 +74,33 @@ pub(super) fn comparisons() -> Vec<Comparison> {
         }));
     }
     all.push(guest_to_guest());
+    for link in ["loss=1%,delay=10ms", "loss=5%,delay=10ms"] {
+        all.push(bad_link(link));
+    }
     all
+}
+
+/// Our guest sends over a bad link, and the kernel sends to it over the same.
+fn bad_link(how: &'static str) -> Comparison {
+    let name = format!("bulk v4 from guest, {how}");
+    let metric = Metric::more(&name, "Mbit/s");
+    let measure = |target: &mut Target, side: Side, time| {
+        let direction = match side {
+            Side::Ours => FromGuest,
+            Side::Peer => ToGuest,
+        };
+        // Slow start takes ten round trips of 20 ms.
+        let gbit = throughput(target, V4, direction, 1, time * 4)?;
+        Ok(gbit.into_iter().map(|gbit| gbit * 1000.0).collect())
+    };
+    let setup = Setup::Ours(Ours {
+        impaired: Some(how),
+        ..OURS
+    });
+    Comparison {
+        peer_name: "the kernel, to the guest".to_owned(),
+        ..Comparison::of_targets(name, setup, setup, vec![metric], measure)
+    }
 }
 
 /// Two guests on one Linux bridge, beside two namespaces on one.

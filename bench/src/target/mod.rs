@@ -68,6 +68,8 @@ pub struct Ours {
     pub mtu: u16,
     /// How many guests the daemon has.
     pub guests: u16,
+    /// What happens to frames on the way, in either direction.
+    pub impaired: Option<&'static str>,
 }
 
 impl Ours {
@@ -76,6 +78,7 @@ impl Ours {
         offloads: true,
         mtu: 1500,
         guests: 1,
+        impaired: None,
     };
 }
 

@@ -25,6 +25,9 @@ pub(super) fn start(options: Ours) -> Result<Target> {
     if !options.offloads {
         words.push("--no-offloads");
     }
+    if let Some(how) = options.impaired {
+        words.extend(["--impair-to-host", how, "--impair-to-guest", how]);
+    }
     let daemon = daemon(&words)?;
     let admin = admin()?;
     until_ok("the daemon", || admin.status(None))?;
