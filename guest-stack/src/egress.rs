@@ -153,8 +153,11 @@ impl Sockets {
                 self.table.set_waiting(index, !sent);
                 *waits = !sent;
             }
-            if sent && let Entry::Udp(udp) = self.table.entry(index) {
-                udp.unstall();
+            if sent
+                && let Entry::Udp(udp) = self.table.entry(index)
+                && let Some(to) = udp.sent(now)
+            {
+                self.ask_for(now, &to, tx);
             }
             if !sent {
                 return Turn::Done;

@@ -422,6 +422,7 @@ impl Sockets {
             let Entry::Udp(udp) = self.table.entry(index) else {
                 return Ending::Malformed;
             };
+            udp.heard();
             let before = udp.queued();
             self.feed(index, now, frame, tx);
             let Entry::Udp(udp) = self.table.entry(index) else {

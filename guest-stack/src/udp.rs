@@ -30,6 +30,8 @@ pub(crate) struct UdpSocket {
     dropped: u64,
     /// Since when the oldest datagram to send waits for a neighbour.
     stalled: Option<Instant>,
+    /// Since when nothing came back, and how often the next hop was asked for since.
+    unanswered: Option<(Instant, u8)>,
     /// Whom the queued datagrams go to, the latest.
     pub(crate) wanted: heapless::Deque<IpAddress, 8>,
     /// The application closed it; it sends what it queued and goes.
@@ -40,6 +42,10 @@ pub(crate) struct UdpSocket {
 /// neighbour's hardware address before they are thrown away: three requests, as
 /// Linux does.
 pub(crate) const NEIGHBOUR_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long nothing comes back of what a socket sends before its next hop is asked for anew;
+/// twice as long each time after, up to 48 s: what is sent may want no answer.
+const SILENCE: Duration = Duration::from_secs(3);
 
 impl UdpSocket {
     pub(crate) fn socket(&mut self) -> &mut udp::Socket<'static> {
@@ -72,9 +78,21 @@ impl UdpSocket {
         self.closed && idle
     }
 
-    /// Something was sent.
-    pub(crate) fn unstall(&mut self) {
+    /// Something was sent. Whose next hop is to be asked for, since nothing comes back: it may
+    /// not be where it is believed to be.
+    pub(crate) fn sent(&mut self, now: Instant) -> Option<IpAddress> {
         self.stalled = None;
+        let (since, asked) = *self.unanswered.get_or_insert((now, 0));
+        if now < since + SILENCE * (1 << asked.min(4)) {
+            return None;
+        }
+        self.unanswered = Some((now, asked.saturating_add(1)));
+        self.wanted.back().copied()
+    }
+
+    /// Something arrived.
+    pub(crate) fn heard(&mut self) {
+        self.unanswered = None;
     }
 
     /// The oldest datagram could not be sent now. smoltcp would try it for ever
@@ -147,6 +165,7 @@ impl Sockets {
             handle,
             dropped: 0,
             stalled: None,
+            unanswered: None,
             wanted: heapless::Deque::new(),
             closed: false,
         }));

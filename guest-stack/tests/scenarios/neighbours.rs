@@ -8,7 +8,7 @@ use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::Duration;
 
 use crate::common::{Bench, MAC, arp_request, config, host, net, v4, v6};
-use crate::frames::{Segment, icmpv6_checksum, tcps};
+use crate::frames::{Segment, icmpv6_checksum, tcps, udp_frame};
 
 /// Another machine on the link than the bare end was.
 const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
@@ -232,6 +232,54 @@ fn lied_to(time: Duration) -> Option<Vec<u8>> {
 fn a_neighbour_that_is_not_where_somebody_said_is_found_again() {
     let found = lied_to(Duration::from_secs(2)).expect("the bare end hears nothing");
     assert_eq!(&found[54..], b"where are you?");
+}
+
+/// Sends a datagram each second for a minute to a neighbour that somebody lied about; it
+/// answers what it hears if `answers` says so. How many it hears, and how often it is asked for.
+fn datagrams_to_one_lied_about(ipv6: bool, answers: bool) -> (usize, usize) {
+    let mut bench = Bench::new();
+    let peer = host(1, ipv6, 9);
+    let socket = bench.stack.sockets().udp_bind(7).unwrap();
+    bench
+        .stack
+        .sockets()
+        .udp_send_to(socket, b"?", peer)
+        .unwrap();
+    bench.settle();
+    bench.exchange(&answer(OTHER, peer.ip()));
+    let (mut heard, mut asked) = (0, 0);
+    for _ in 0..60 {
+        bench
+            .stack
+            .sockets()
+            .udp_send_to(socket, b"?", peer)
+            .unwrap();
+        for frame in bench.pass(Duration::from_secs(1)) {
+            if question(&frame) == Some(peer.ip()) {
+                asked += 1;
+                bench.peer.inject(&answer(MAC[1], peer.ip()));
+            } else if frame[..6] == MAC[1] {
+                heard += 1;
+                if answers {
+                    bench.peer.inject(&udp_frame(ipv6, 9, 7, b"!"));
+                }
+            }
+        }
+    }
+    (heard, asked)
+}
+
+#[test]
+fn datagrams_that_nobody_answers_find_a_neighbour_that_is_not_where_somebody_said() {
+    for ipv6 in [false, true] {
+        let (heard, asked) = datagrams_to_one_lied_about(ipv6, true);
+        assert!((55..=58).contains(&heard), "{heard}");
+        assert_eq!(asked, 1);
+        // What wants no answer is not taken for lost too often.
+        let (heard, asked) = datagrams_to_one_lied_about(ipv6, false);
+        assert!((55..=58).contains(&heard), "{heard}");
+        assert_eq!(asked, 4, "after 3, 9, 21 and 45 s");
+    }
 }
 
 #[test]
