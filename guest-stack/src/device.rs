@@ -17,10 +17,11 @@ use smoltcp::phy::{self, Checksum, Device, DeviceCapabilities, Medium, PacketMet
 use smoltcp::time::Instant;
 use smoltcp::wire::{IpAddress, IpProtocol, checksum};
 
-use crate::classify::{self, Class, ETHERNET_LEN, Kind, TCP_FIN, TcpHeader};
+use crate::classify::{self, Class, ETHERNET_LEN, Kind, TcpHeader};
 use crate::error::SendError;
 use crate::neighbours::Asked;
-use crate::path::{Part, Paths};
+use crate::parts::Parts;
+use crate::path::Paths;
 use crate::run::{MAX_SUPER_FRAME, Run};
 use crate::tally::{Tally, after};
 use crate::tcp::recovery::Scoreboard;
@@ -67,8 +68,9 @@ pub(crate) struct TxState {
     /// What is lost of what the socket sent, while it has its turn.
     pub(crate) board: Option<Box<Scoreboard>>,
     /// The frame given to the link last, if it may grow.
-    run: Option<Run>,
-    scratch: Vec<u8>,
+    pub(crate) run: Option<Run>,
+    /// Room for a frame that does not go as it is.
+    pub(crate) scratch: Vec<u8>,
 }
 
 /// Where a connection stands after a segment was sent.
@@ -146,7 +148,7 @@ impl TxState {
     }
 
     /// A part of a segment's data was sent, of what may have been sent before.
-    fn sent_part(&mut self, tcp: &TcpHeader, from: usize, to: usize) {
+    pub(crate) fn sent_part(&mut self, tcp: &TcpHeader, from: usize, to: usize) {
         // Offsets in a frame, which is shorter than 2³².
         let (from, to) = (
             tcp.seq.wrapping_add(from as u32),
@@ -336,7 +338,7 @@ impl phy::TxToken for TxToken<'_> {
                         if parts.next(state, 0, len - parts.data_at).is_some() {
                             state.scratch.clear();
                             state.scratch.extend_from_slice(frame);
-                            send_parts(tx, state, parts);
+                            parts.send(tx, state);
                         }
                         return result;
                     }
@@ -377,121 +379,6 @@ impl phy::TxToken for TxToken<'_> {
         }
         state.scratch = frame;
         result
-    }
-}
-
-/// How to send a frame in parts: because it is too long for its path and nobody else cuts it,
-/// or because not all of it is wanted.
-#[derive(Debug, Clone, Copy)]
-struct Parts {
-    tcp_at: usize,
-    data_at: usize,
-    /// Data of each.
-    most: usize,
-    /// How the host cuts what is longer than a segment: the kind, and the data of each.
-    cut_by_host: Option<(u8, u16)>,
-    /// Some of it was sent before, and only what is lost of that is sent again.
-    chosen: Option<TcpHeader>,
-}
-
-impl Parts {
-    /// The next part of the frame's data, from `at` on; `len`: how much there is.
-    fn next(&self, state: &TxState, at: usize, len: usize) -> Option<(usize, usize)> {
-        let whole = |from: usize| (from, len.min(from + self.most));
-        let Some((tcp, board)) = self.chosen.as_ref().zip(state.board.as_deref()) else {
-            return (at < len).then(|| whole(at));
-        };
-        // Offsets in a frame, which is shorter than 2³².
-        let seq = |at: usize| tcp.seq.wrapping_add(at as u32);
-        let fresh = board.fresh().wrapping_sub(tcp.seq) as usize;
-        if at < fresh {
-            let end = seq(len.min(fresh));
-            if let Some((from, to)) = board.next(seq(at), end, self.most as u32) {
-                let offset = |at: u32| at.wrapping_sub(tcp.seq) as usize;
-                return Some((offset(from), offset(to)));
-            }
-        }
-        let at = at.max(fresh);
-        // A FIN alone may be what is fresh.
-        let fin = at == len && tcp.flags & TCP_FIN != 0;
-        (at < len || fin).then(|| whole(at))
-    }
-
-    /// All parts are lost before they are sent.
-    fn lose(&self, state: &mut TxState, len: usize) {
-        let Some(tcp) = &self.chosen else {
-            return;
-        };
-        let mut at = 0;
-        while let Some((from, to)) = self.next(state, at, len) {
-            state.sent_part(tcp, from, to);
-            at = self.behind(to, len);
-        }
-    }
-
-    /// Where the next part begins behind one that ends at `to`.
-    fn behind(&self, to: usize, len: usize) -> usize {
-        // Behind the last byte there may be a FIN, which goes with it.
-        if to == len { len + 1 } else { to }
-    }
-
-    /// What is left to the receiver of a part of so much data.
-    fn offload(&self, len: usize, leave_sum: bool) -> OffloadHeader {
-        if !leave_sum {
-            return OffloadHeader::NONE;
-        }
-        let cut = self.cut_by_host.filter(|(_, size)| len > (*size).into());
-        // No header ends behind the 134th byte of a frame.
-        OffloadHeader {
-            flags: FLAG_NEEDS_CSUM,
-            gso_type: cut.map_or(GSO_NONE, |(kind, _)| kind),
-            hdr_len: cut.map_or(0, |_| self.data_at as u16),
-            gso_size: cut.map_or(0, |(_, size)| size),
-            csum_start: self.tcp_at as u16,
-            csum_offset: 16,
-            num_buffers: 0,
-        }
-    }
-}
-
-/// Sends the frame in the scratch room in parts. What finds no room is lost, as frames may
-/// be.
-fn send_parts(tx: &mut dyn FrameTx, state: &mut TxState, parts: Parts) {
-    let Parts {
-        tcp_at, data_at, ..
-    } = parts;
-    let leave_sum = state.offloads.contains(Offloads::CHECKSUM);
-    state.run = None;
-    let data = state.scratch.len() - data_at;
-    let mut at = 0;
-    while let Some((from, to)) = parts.next(state, at, data) {
-        let part = Part {
-            tcp_at,
-            data_at,
-            from,
-            to,
-        };
-        let len = part.frame_len();
-        match tx.reserve(len) {
-            Ok(Some(room)) if room.len() >= len => {
-                part.write(&state.scratch, &mut room[..len], leave_sum);
-                tx.commit(len, parts.offload(to - from, leave_sum));
-                state.frames += 1;
-            }
-            Ok(_) => {
-                state.no_room += 1;
-                return;
-            }
-            Err(error) => {
-                state.link_error = Some(error);
-                state.dropped += 1;
-                return;
-            }
-        }
-        if let Some(tcp) = &parts.chosen {
-            state.sent_part(tcp, from, to);
-        }
-        at = parts.behind(to, data);
     }
 }
 

@@ -184,6 +184,7 @@ mod sink;
 mod tally;
 mod run;
 mod cut;
+mod parts;
 mod path;
 mod device;
 pub mod config;

@@ -5,19 +5,16 @@
 //! connection would stand still. Here such a report ([`Report`]) is remembered for its
 //! destination ([`Paths`]), and `device` makes what is longer fit: with segmentation
 //! offload by the size of the segments that the frame is to be cut into, else by cutting
-//! it itself ([`Part`]). What smoltcp believes stays as it is.
+//! it itself (`parts`). What smoltcp believes stays as it is.
 //!
 //! A report counts only if it quotes a segment of ours that is in flight (RFC 5927, 4 and
 //! 7), which `ingress` looks at. Nothing here knows of sockets, or sends.
 
 use heapless::LinearMap;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{
-    Icmpv4Packet, Icmpv6Packet, IpAddress, IpEndpoint, Ipv4Address, Ipv4Packet, Ipv6Address,
-    Ipv6Packet, TcpPacket, TcpSeqNumber, checksum,
-};
+use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, IpAddress, IpEndpoint, Ipv4Address, Ipv6Address};
 
-use crate::classify::{ETHERNET_LEN, PROTOCOL_TCP, Packet, u16_at, u32_at};
+use crate::classify::{PROTOCOL_TCP, Packet, u16_at, u32_at};
 use crate::flow::FlowKey;
 
 /// Narrow paths that are remembered; a further one takes the place of the oldest.
@@ -151,85 +148,13 @@ impl Paths {
     }
 }
 
-/// A piece of a TCP segment that is too long, as a segment of its own.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Part {
-    /// Where in the frame the TCP header begins, and where the data.
-    pub(crate) tcp_at: usize,
-    pub(crate) data_at: usize,
-    /// What of the data it carries: from, to.
-    pub(crate) from: usize,
-    pub(crate) to: usize,
-}
-
-impl Part {
-    /// Length of its frame.
-    pub(crate) fn frame_len(&self) -> usize {
-        self.data_at + self.to - self.from
-    }
-
-    /// Writes its frame. `whole` is the frame that is cut; `leave_sum` leaves the
-    /// checksum to whoever sends on.
-    pub(crate) fn write(&self, whole: &[u8], out: &mut [u8], leave_sum: bool) {
-        let Self {
-            tcp_at, data_at, ..
-        } = *self;
-        let (head, data) = whole.split_at(data_at);
-        let last = self.to == data.len();
-        out[..data_at].copy_from_slice(head);
-        out[data_at..].copy_from_slice(&data[self.from..self.to]);
-        // No longer than the frame that is cut, which an IP packet holds.
-        let (total, segment) = (out.len() - ETHERNET_LEN, out.len() - tcp_at);
-        let (src, dst): (IpAddress, IpAddress) = if out[ETHERNET_LEN] >> 4 == 4 {
-            let mut ip = Ipv4Packet::new_unchecked(&mut out[ETHERNET_LEN..]);
-            ip.set_total_len(total as u16);
-            ip.fill_checksum();
-            (ip.src_addr().into(), ip.dst_addr().into())
-        } else {
-            let mut ip = Ipv6Packet::new_unchecked(&mut out[ETHERNET_LEN..]);
-            ip.set_payload_len((total - IPV6_LEN) as u16);
-            (ip.src_addr().into(), ip.dst_addr().into())
-        };
-        let mut tcp = TcpPacket::new_unchecked(&mut out[tcp_at..]);
-        let TcpSeqNumber(first) = tcp.seq_number();
-        tcp.set_seq_number(TcpSeqNumber(first.wrapping_add(self.from as i32)));
-        tcp.set_fin(tcp.fin() && last);
-        tcp.set_psh(tcp.psh() && last);
-        if leave_sum {
-            let sum =
-                checksum::pseudo_header(&src, &dst, smoltcp::wire::IpProtocol::Tcp, segment as u32);
-            tcp.set_checksum(sum);
-        } else {
-            tcp.fill_checksum(&src, &dst);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::classify::{Class, classify};
-    use alloc::vec;
+    use crate::classify::{Class, ETHERNET_LEN, classify};
+    use crate::parts::tests::{PEER, PEER6, US, US6, segment};
     use alloc::vec::Vec;
-    use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, SlicedPacket, icmpv4, icmpv6};
-
-    const US: [u8; 4] = [10, 0, 0, 1];
-    const PEER: [u8; 4] = [192, 0, 2, 9];
-    const US6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
-    const PEER6: [u8; 16] = [0xfd, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
-
-    fn segment(v6: bool, data: &[u8]) -> Vec<u8> {
-        let builder = PacketBuilder::ethernet2([2; 6], [4; 6]);
-        let tcp = match v6 {
-            false => builder.ipv4(US, PEER, 64).tcp(80, 4000, 0xffff_ff00, 1000),
-            true => builder
-                .ipv6(US6, PEER6, 64)
-                .tcp(80, 4000, 0xffff_ff00, 1000),
-        };
-        let mut frame = Vec::new();
-        tcp.ack(7).psh().fin().write(&mut frame, data).unwrap();
-        frame
-    }
+    use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4, icmpv6};
 
     fn report(v6: bool, mtu: u32, quoted: &[u8]) -> Vec<u8> {
         let builder = PacketBuilder::ethernet2([4; 6], [2; 6]);
@@ -343,48 +268,5 @@ mod tests {
         assert_eq!(paths.mtu(&address(1000)), Some(1300));
         paths.expire(at(603));
         assert!(paths.is_empty());
-    }
-
-    #[test]
-    fn the_parts_of_a_segment_are_segments_that_make_it_up() {
-        let data: Vec<u8> = (0..1400u32).map(|n| n as u8).collect();
-        for v6 in [false, true] {
-            let whole = segment(v6, &data);
-            let (tcp_at, data_at) = if v6 { (54, 74) } else { (34, 54) };
-            let mut joined = Vec::new();
-            for (n, from) in (0..1400).step_by(600).enumerate() {
-                let part = Part {
-                    tcp_at,
-                    data_at,
-                    from,
-                    to: 1400.min(from + 600),
-                };
-                let mut frame = vec![0xa5; part.frame_len()];
-                part.write(&whole, &mut frame, false);
-                let parsed = SlicedPacket::from_ethernet(&frame).unwrap();
-                let Some(etherparse::TransportSlice::Tcp(tcp)) = parsed.transport else {
-                    panic!("no segment");
-                };
-                let header = tcp.to_header();
-                let seq = 0xffff_ff00u32.wrapping_add(joined.len() as u32);
-                assert_eq!(header.sequence_number, seq);
-                assert_eq!((header.psh, header.fin), (n == 2, n == 2));
-                assert!(header.ack);
-                let sum = match parsed.net.unwrap() {
-                    etherparse::NetSlice::Ipv4(ip) => {
-                        let ip = ip.header().to_header();
-                        assert_eq!(ip.calc_header_checksum(), ip.header_checksum);
-                        header.calc_checksum_ipv4(&ip, tcp.payload()).unwrap()
-                    }
-                    etherparse::NetSlice::Ipv6(ip) => header
-                        .calc_checksum_ipv6(&ip.header().to_header(), tcp.payload())
-                        .unwrap(),
-                    etherparse::NetSlice::Arp(_) => panic!("no packet"),
-                };
-                assert_eq!(header.checksum, sum);
-                joined.extend_from_slice(tcp.payload());
-            }
-            assert_eq!(joined, data);
-        }
     }
 }
