@@ -10,7 +10,7 @@
 //! | `cookie` | a handshake that is kept in its own sequence number |
 //! | `half_open` | a handshake before it has a socket |
 //! | `congestion` | how much may be in flight where there is a queue |
-//! | `recovery` | resending what was lost before a timeout: when, and in `recovery/flow` how |
+//! | `recovery` | what was lost: which holes are resent (`recovery/holes`, `recovery/scoreboard`), and how a socket is made to (`recovery/flow`) |
 //! | `connection` | a connection while it has one |
 //! | `fin` | the end behind data that do not fit, and behind data that are not acknowledged |
 //! | `time_wait` | a connection after it had one |
