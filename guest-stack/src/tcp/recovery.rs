@@ -536,7 +536,7 @@ impl Recovery {
         let in_flight = self.in_flight() as usize;
         let round_trip = match self.round_trip() {
             Some(round_trip) => round_trip,
-            None if self.forgotten || self.shut || self.repeated => TIMEOUT,
+            None if self.is_alone() || self.shut || self.repeated => TIMEOUT,
             None => return None,
         };
         if in_flight == 0 && !self.barred {

@@ -211,9 +211,7 @@ impl Flow {
             | State::CloseWait
             | State::TimeWait => false,
         };
-        sent && view.unacknowledged == 0
-            && self.recovery.is_alone()
-            && self.recovery.in_flight() == 1
+        sent && view.unacknowledged == 0 && self.recovery.in_flight() == 1
     }
 
     /// Our FIN, as the socket sent it.
