@@ -129,6 +129,12 @@ impl Congestion {
         self.shortest_us = Some(known.map_or(round_trip_us, |known| known.min(round_trip_us)));
     }
 
+    /// What was known of round trips was a guess.
+    pub(crate) fn forget_round_trips(&mut self) {
+        self.shortest_us = None;
+        self.latest_us = 0;
+    }
+
     /// Something that was sent again was acknowledged, so long after that if it is known.
     pub(crate) fn answered(&mut self, round_trip_us: Option<u32>) {
         self.silent = false;

@@ -99,7 +99,7 @@ pub(crate) struct View {
     unread: usize,
 }
 
-/// What a connection remembers of its losses: 320 bytes, and its board while it has holes.
+/// What a connection remembers of its losses: 336 bytes, and its board while it has holes.
 #[derive(Debug)]
 pub(crate) struct Recovery {
     /// The first unacknowledged sequence number, once data was acknowledged.
@@ -129,6 +129,8 @@ pub(crate) struct Recovery {
     marks: heapless::Deque<(u32, u32), MARKS>,
     /// Smoothed round trip time, in µs.
     srtt_us: Option<u32>,
+    /// That is how long something took that was sent again, so it may be anything.
+    guessed: bool,
     /// What the peer has behind the first hole, while it tells.
     board: Option<Box<Scoreboard>>,
     /// When the socket went back to its first unacknowledged byte last. Its own time-out is
@@ -176,6 +178,7 @@ impl Recovery {
             sample: None,
             marks: heapless::Deque::new(),
             srtt_us: None,
+            guessed: false,
             board: None,
             rewound: None,
             in_vain: false,
@@ -448,12 +451,9 @@ impl Recovery {
         }
         if let Some(recover) = self.recover {
             let resent = self.resent.filter(|(_, end)| !after(*end, ack));
-            // With nothing better: what was resent was most likely lost, so
-            // this answers it.
-            if self.srtt_us.is_none()
-                && let Some((at, _)) = resent
-            {
-                self.measured(now - at);
+            // What was resent was most likely lost, so this answers it.
+            if let Some((at, _)) = resent.filter(|(_, end)| after(*end, from) && !knew) {
+                self.guess(micros(now - at));
             }
             if after(recover, ack) {
                 let missing = self
@@ -475,6 +475,10 @@ impl Recovery {
     }
 
     fn measured(&mut self, round_trip: Duration) {
+        if core::mem::take(&mut self.guessed) {
+            self.srtt_us = None;
+            self.congestion.forget_round_trips();
+        }
         let sample = micros(round_trip);
         self.congestion.round_ends(sample);
         self.srtt_us = Some(match self.srtt_us {
@@ -482,6 +486,21 @@ impl Recovery {
             // RFC 6298, 2.3, with the values that it gives.
             Some(smoothed) => smoothed - smoothed / 8 + sample / 8,
         });
+    }
+
+    /// Something that was sent again took so long, in µs, or what was sent before it took
+    /// longer: better than nothing, until something is measured.
+    fn guess(&mut self, micros: u32) {
+        match self.srtt_us {
+            None => {
+                self.measured(Duration::from_micros(micros.into()));
+                self.guessed = true;
+            }
+            Some(known) if self.guessed => {
+                self.srtt_us = Some(known - known / 4 + micros / 4);
+            }
+            Some(_) => {}
+        }
     }
 
     /// The window that the socket is to see in a segment of the peer's.
@@ -594,7 +613,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_remembers_of_its_losses_is_small() {
-        assert!(size_of::<Recovery>() <= 320, "{}", size_of::<Recovery>());
+        assert!(size_of::<Recovery>() <= 336, "{}", size_of::<Recovery>());
     }
 
     #[test]

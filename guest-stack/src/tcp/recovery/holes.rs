@@ -38,10 +38,7 @@ impl Recovery {
         if let Some(took) = took {
             let took = took.min(LONGEST_US);
             self.congestion.arrived(now, took);
-            // With nothing better, as where the handshake was not measured.
-            if self.srtt_us.is_none() {
-                self.measured(Duration::from_micros(took.into()));
-            }
+            self.guess(took);
         }
     }
 
