@@ -343,6 +343,9 @@ impl Sockets {
         flow.recovery
             .synchronized(isn.wrapping_add(1), irs.wrapping_add(1), round_trip);
         flow.recovery.begins(round_trip);
+        if received.tcp.data_len > 0 {
+            flow.recovery.only_guessed();
+        }
         self.table.replace(index, Entry::Flow(flow.into()));
         self.table.set_deadline(index, None);
         self.feed_segment(now, index, received, tx);

@@ -219,6 +219,12 @@ impl Recovery {
         }
     }
 
+    /// What ended the handshake carried data: the ACK before it may have been lost, and then it
+    /// took until the peer spoke again.
+    pub(crate) fn only_guessed(&mut self) {
+        self.guessed = self.srtt_us.is_some();
+    }
+
     /// What the first round trip says of the path. Before the segment that ends the
     /// handshake is shown to the socket, or that would take the peer's whole window.
     pub(crate) fn begins(&mut self, round_trip: Option<Duration>) {
