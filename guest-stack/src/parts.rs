@@ -260,7 +260,7 @@ pub(crate) mod tests {
         let now = Instant::ZERO;
         let mut board = Scoreboard::new(hole.0);
         board.arrived(now, hole.1, fresh);
-        board.judge(now, 1, Duration::ZERO, hole.0, true);
+        board.judge(now, now, 1, Duration::ZERO, hole.0, true);
         board.begin_turn(now, fresh, u32::MAX);
         board.rewind(fresh);
         let mut state = TxState::new();

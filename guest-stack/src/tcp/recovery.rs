@@ -140,6 +140,8 @@ pub(crate) struct Recovery {
     in_vain: bool,
     /// Since when nothing was acknowledged, or resent.
     since: Instant,
+    /// When the peer acknowledged something last, be it again.
+    heard_at: Instant,
     /// Probes since something was acknowledged.
     probes: u8,
     /// The peer tells what it has behind a hole.
@@ -183,6 +185,7 @@ impl Recovery {
             rewound: None,
             in_vain: false,
             since: Instant::ZERO,
+            heard_at: Instant::ZERO,
             probes: 0,
             selective: false,
             due: false,
@@ -374,6 +377,7 @@ impl Recovery {
             && !after(expected, tcp.seq_end())
             && self.acked.is_none_or(|acked| !after(acked, tcp.ack));
         if acceptable {
+            self.heard_at = now;
             if came_twice(&packet, tcp.ack) {
                 self.congestion.came_twice();
             }

@@ -187,6 +187,26 @@ fn all_holes_of_a_flight_come_again_in_one_round_trip() {
 }
 
 #[test]
+fn a_peer_that_falls_silent_among_holes_is_sent_less_and_less() {
+    let (mut pair, (client, _)) = warm(1, false);
+    let data = pattern(40 * 1460, 3);
+    for (at, segment) in data.chunks(1460).enumerate() {
+        pair.cable.impair(wire(if at % 3 == 0 { 1000 } else { 0 }));
+        assert_eq!(pair.sockets(0).tcp_send(client, segment), Ok(1460));
+        pair.settle();
+    }
+    // What it has is heard of; what is resent then, and all later, is lost.
+    pair.cable.impair(wire(0));
+    pair.run(DELAY + Duration::from_millis(1));
+    pair.cable.impair(wire(1000));
+    pair.run(DELAY);
+    pair.cable.log(0);
+    pair.run(Duration::from_secs(60));
+    let sent = pair.cable.take_log(0).len();
+    assert!((1..100).contains(&sent), "{sent} frames in a minute");
+}
+
+#[test]
 fn a_window_that_opens_unheard_is_asked_for_soon() {
     for resent in [false, true] {
         opens_unheard(resent);

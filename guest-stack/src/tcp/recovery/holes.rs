@@ -68,7 +68,7 @@ impl Recovery {
         let patience = self.patience();
         let since = self.recover.or(self.first()).unwrap_or_default();
         if let Some(board) = &mut self.board
-            && board.judge(now, segment, patience, since, first)
+            && board.judge(now, self.heard_at, segment, patience, since, first)
         {
             self.congestion.lost_anew();
             self.recover = self.highest;

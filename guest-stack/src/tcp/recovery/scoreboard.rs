@@ -187,11 +187,13 @@ impl Scoreboard {
     }
 
     /// Finds out what is to be resent: what is lost by the rule for segments of so many bytes,
-    /// and what was resent longer than `patience` ago. With `first`, the first hole is. Whether
-    /// something was lost that was sent after all that came before `since`.
+    /// and what was resent longer than `patience` ago, if the peer was `heard` since: a silence
+    /// is for slower and slower probes. With `first`, the first hole is. Whether something was
+    /// lost that was sent after all that came before `since`.
     pub(crate) fn judge(
         &mut self,
         now: Instant,
+        heard: Instant,
         segment: u32,
         patience: Duration,
         since: u32,
@@ -207,9 +209,11 @@ impl Scoreboard {
             let due = match hole.state {
                 State::Due => false,
                 State::Missing => bytes > segment.saturating_mul(2) || ranges >= RANGES,
-                State::Resent(_) => hole
-                    .took(now)
-                    .is_some_and(|took| u64::from(took) > patience.total_micros()),
+                State::Resent(_) => {
+                    let silent = (now - heard).total_micros();
+                    let took = u64::from(hole.took(now).unwrap_or_default());
+                    took > patience.total_micros() && took > silent
+                }
             };
             if due {
                 anew |= hole.state != State::Missing || !after(since, hole.from);
@@ -382,15 +386,24 @@ mod tests {
     fn holes_below_three_segments_are_lost_and_resent_once() {
         let mut board = board(&[(1000, 2000), (3000, 4000), (5000, 8000), (9000, 10_000)]);
         let now = Instant::from_millis(5);
-        board.judge(now, SEGMENT, PATIENCE, BASE, false);
+        board.judge(now, now, SEGMENT, PATIENCE, BASE, false);
         let parts = resend(&mut board, now, u32::MAX, SEGMENT);
         // Behind the last one only one segment has arrived.
         assert_eq!(parts, [(0, 1000), (2000, 3000), (4000, 5000)]);
-        board.judge(now + PATIENCE, SEGMENT, PATIENCE, BASE, false);
+        board.judge(
+            now + PATIENCE,
+            now + PATIENCE,
+            SEGMENT,
+            PATIENCE,
+            BASE,
+            false,
+        );
         assert!(!board.is_due());
         board.arrived(Instant::ZERO, at(0), at(1000));
         let late = now + PATIENCE + Duration::from_micros(1);
-        board.judge(late, SEGMENT, PATIENCE, BASE, false);
+        board.judge(late, now, SEGMENT, PATIENCE, BASE, false);
+        assert!(!board.is_due(), "nothing was heard since");
+        board.judge(late, late, SEGMENT, PATIENCE, BASE, false);
         let parts = resend(&mut board, late, u32::MAX, SEGMENT);
         assert_eq!(parts, [(2000, 3000), (4000, 5000)]);
     }
@@ -399,7 +412,7 @@ mod tests {
     fn a_budget_is_kept_and_the_rest_stays_due() {
         let mut board = board(&[(10_000, 20_000)]);
         let now = Instant::from_millis(5);
-        board.judge(now, SEGMENT, PATIENCE, BASE, false);
+        board.judge(now, now, SEGMENT, PATIENCE, BASE, false);
         assert_eq!(
             resend(&mut board, now, 2500, SEGMENT),
             [(0, 1000), (1000, 2000), (2000, 2500)]
@@ -428,11 +441,11 @@ mod tests {
     fn a_first_hole_may_be_resent_before_it_is_known_to_be_lost() {
         let mut board = board(&[(1000, 1100)]);
         let now = Instant::ZERO;
-        board.judge(now, SEGMENT, PATIENCE, BASE, false);
+        board.judge(now, now, SEGMENT, PATIENCE, BASE, false);
         assert!(!board.is_due());
         assert_eq!(resend(&mut board, now, u32::MAX, SEGMENT), [(0, 1000)]);
         assert_eq!(resend(&mut board, now, u32::MAX, SEGMENT), []);
-        board.judge(now, SEGMENT, PATIENCE, BASE, true);
+        board.judge(now, now, SEGMENT, PATIENCE, BASE, true);
         assert_eq!(resend(&mut board, now, u32::MAX, SEGMENT), [(0, 1000)]);
     }
 
@@ -486,7 +499,7 @@ mod tests {
                     }
                 }
                 now += Duration::from_millis(next(20).into());
-                board.judge(now, 100, PATIENCE, BASE, false);
+                board.judge(now, now, 100, PATIENCE, BASE, false);
                 let most = 100 + next(500);
                 let parts = resend(&mut board, now, next(3000), most);
                 for (from, to) in parts {
