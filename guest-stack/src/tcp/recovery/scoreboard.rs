@@ -64,6 +64,8 @@ pub(crate) struct Scoreboard {
     /// Bytes that may be resent now.
     budget: u32,
     now_us: u32,
+    /// After how long something that was resent was lost again.
+    patience_us: u32,
     /// The socket sends all anew, and has not come to what is fresh.
     rewound: bool,
     /// Something was resent since.
@@ -89,6 +91,7 @@ impl Scoreboard {
             fresh: first,
             budget: 0,
             now_us: 0,
+            patience_us: 0,
             rewound: false,
             passed: false,
         }
@@ -199,6 +202,7 @@ impl Scoreboard {
         since: u32,
         first: bool,
     ) -> bool {
+        self.patience_us = u32::try_from(patience.total_micros()).unwrap_or(u32::MAX);
         let mut anew = false;
         let (mut end, mut bytes, mut ranges) = (self.top, 0_u32, 0);
         for hole in self.holes.iter_mut().rev() {
@@ -289,15 +293,16 @@ impl Scoreboard {
     }
 
     /// The first part that is to be resent of what lies between `from` and `to`, at most
-    /// `most` bytes of it. Where the socket has reasons of its own to send something again, a
-    /// first hole of which nobody knows yet counts, and all behind what arrived.
+    /// `most` bytes of it. Where the socket has reasons of its own to send something again, the
+    /// first hole counts, unless it was resent just now, and all behind what arrived.
     pub(crate) fn next(&self, from: u32, to: u32, most: u32) -> Option<(u32, u32)> {
         let mut holes = self.holes.iter().enumerate();
         let hole = holes.find(|(at, hole)| {
-            let wanted = hole.state == State::Due || hole.state == State::Missing && *at == 0;
+            let wanted = hole.state == State::Due || *at == 0 && self.may_pass(hole);
             wanted && after(hole.to, from) && after(to, hole.from)
         });
         let (begin, end, most) = match hole {
+            Some((0, hole)) if self.may_pass(hole) => (hole.from, hole.to, most),
             Some((_, hole)) => (hole.from, hole.to, most.min(self.budget)),
             None if !self.rewound => (self.top, self.fresh, most),
             None => return None,
@@ -305,6 +310,16 @@ impl Scoreboard {
         let begin = later(begin, from);
         let end = sooner(sooner(end, to), begin.wrapping_add(most));
         after(end, begin).then_some((begin, end))
+    }
+
+    /// Whether the first hole may pass because the socket wants it to.
+    fn may_pass(&self, first: &Hole) -> bool {
+        !self.rewound
+            && match first.state {
+                State::Missing => true,
+                State::Due => false,
+                State::Resent(at) => self.now_us.wrapping_sub(at) > self.patience_us,
+            }
     }
 
     /// What [`next`](Self::next) named was sent.
@@ -438,13 +453,21 @@ mod tests {
     }
 
     #[test]
-    fn a_first_hole_may_be_resent_before_it_is_known_to_be_lost() {
+    fn a_first_hole_may_be_resent_by_the_socket_unless_it_was_just_now() {
         let mut board = board(&[(1000, 1100)]);
-        let now = Instant::ZERO;
+        let now = Instant::from_millis(1);
         board.judge(now, now, SEGMENT, PATIENCE, BASE, false);
         assert!(!board.is_due());
-        assert_eq!(resend(&mut board, now, u32::MAX, SEGMENT), [(0, 1000)]);
-        assert_eq!(resend(&mut board, now, u32::MAX, SEGMENT), []);
+        board.begin_turn(now, at(1100), 0);
+        assert_eq!(board.next(BASE, at(1100), SEGMENT), Some((BASE, at(1000))));
+        board.resent(BASE, at(1000));
+        assert_eq!(board.next(BASE, at(1100), SEGMENT), None);
+        // Nothing was heard since, and still the socket's own time-out has its way.
+        let late = now + PATIENCE + Duration::from_micros(1);
+        board.judge(late, now, SEGMENT, PATIENCE, BASE, false);
+        assert!(!board.is_due());
+        board.begin_turn(late, at(1100), 0);
+        assert_eq!(board.next(BASE, at(1100), SEGMENT), Some((BASE, at(1000))));
         board.judge(now, now, SEGMENT, PATIENCE, BASE, true);
         assert_eq!(resend(&mut board, now, u32::MAX, SEGMENT), [(0, 1000)]);
     }
@@ -453,7 +476,6 @@ mod tests {
     fn what_the_socket_sends_again_by_itself_may_pass_where_nothing_is_known() {
         let mut board = board(&[(1000, 2000)]);
         board.begin_turn(Instant::ZERO, at(5000), 0);
-        assert_eq!(board.next(BASE, at(2000), SEGMENT), None, "no budget");
         let behind = board.next(at(1000), at(9000), SEGMENT);
         assert_eq!(behind, Some((at(2000), at(3000))));
         assert_eq!(
