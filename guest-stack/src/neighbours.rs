@@ -97,6 +97,16 @@ fn question(frame: &[u8]) -> Option<IpAddress> {
     }
 }
 
+/// Whom a frame is for that is for one only, be it sent to all: an ARP frame, or a neighbour
+/// solicitation.
+fn target(frame: &[u8]) -> Option<IpAddress> {
+    match ethertype(frame)? {
+        ETHERTYPE_ARP => v4(frame, 38),
+        ETHERTYPE_IPV6 if icmpv6(frame)? == SOLICITATION => v6(frame, ICMPV6 + 8),
+        _ => None,
+    }
+}
+
 /// Whose hardware address a frame tells.
 fn subject(frame: &[u8]) -> Option<IpAddress> {
     match ethertype(frame)? {
@@ -139,7 +149,10 @@ impl Neighbours {
         asked: &Asked,
         interface: &mut Interface,
     ) {
-        self.keep(now, frame, asked);
+        // smoltcp learns nothing from a question to somebody else.
+        if target(frame).is_none_or(|target| interface.has_ip_addr(target)) {
+            self.keep(now, frame, asked);
+        }
         self.since += 1;
         if self.since >= STORM {
             self.since = 0;

@@ -125,6 +125,28 @@ fn datagrams_to_many_neighbours_ask_for_all_of_them_at_once() {
 }
 
 #[test]
+fn a_neighbour_that_asked_for_somebody_else_is_asked_for_all_the_same() {
+    let mut bench = Bench::new();
+    let socket = bench.stack.sockets().udp_bind(7).unwrap();
+    let neighbours: Vec<IpAddr> = (10..14).map(v4).collect();
+    for neighbour in &neighbours {
+        let mut frame = answer(OTHER, *neighbour);
+        frame[..6].fill(0xff);
+        // A request, for 10.0.0.200.
+        frame[21] = 1;
+        frame[38..42].copy_from_slice(&[10, 0, 0, 200]);
+        assert!(bench.exchange(&frame).is_empty());
+    }
+    for neighbour in &neighbours {
+        let to = SocketAddr::new(*neighbour, 9);
+        let sockets = bench.stack.sockets();
+        sockets.udp_send_to(socket, b"hello", to).unwrap();
+    }
+    let asked = questions(&bench.pass(Duration::from_millis(1)));
+    assert_eq!(asked.len(), neighbours.len(), "{asked:?}");
+}
+
+#[test]
 fn the_applications_own_sockets_ask_for_all_of_their_neighbours_at_once() {
     let mut bench = Bench::new();
     let neighbours: Vec<IpAddr> = (10..14).flat_map(both).collect();
