@@ -139,7 +139,8 @@
 //!
 //! # Memory
 //!
-//! A connection takes some 1.5 KB, up to 3 KB more while it makes losses good, and its two buffers ([`tcp::options`]), which
+//! A connection takes some 1.5 KB (up to 3 KB more while it makes losses good) and its
+//! two buffers ([`tcp::options`]), which
 //! are kept for the next one when it ends ([`config::StackConfig::spare_buffer_bytes`]);
 //! a handshake under way and a TIME-WAIT some 250 bytes each, a UDP socket some
 //! 1.3 KB and its buffers. The stack itself takes some 75 KB, most of it

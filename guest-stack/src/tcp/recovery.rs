@@ -406,7 +406,9 @@ impl Recovery {
         }
         self.learn(now, tcp.ack, &packet);
         // A send buffer holds less than 2³⁰.
-        let bytes = (before.unacknowledged - after_it.unacknowledged) as u32;
+        let bytes = before
+            .unacknowledged
+            .saturating_sub(after_it.unacknowledged) as u32;
         let delivered = (bytes + self.arrived(tcp.ack)).saturating_sub(arrived);
         let recovering = self.recover.is_some();
         self.congestion.delivered(delivered, in_flight, recovering);

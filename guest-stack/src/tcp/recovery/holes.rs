@@ -67,24 +67,24 @@ impl Recovery {
         }
         let patience = self.patience();
         let since = self.recover.or(self.first()).unwrap_or_default();
-        if let Some(board) = &mut self.board
-            && board.judge(now, self.heard_at, segment, patience, since, first)
-        {
+        let Some(board) = &mut self.board else {
+            return;
+        };
+        if board.judge(now, self.heard_at, segment, patience, since, first) {
             self.congestion.lost_anew();
             self.recover = self.highest;
         }
-        let room = self
-            .congestion
-            .room(self.flight(self.first().unwrap_or_default()));
+        // The first one goes in any case: else nothing might ever be heard.
+        let least = if board.waits_for_the_first() {
+            segment
+        } else {
+            0
+        };
+        let flight = self.flight(self.first().unwrap_or_default());
+        let budget = self.congestion.room(flight).max(least);
         let fresh = self.highest.unwrap_or_default();
         if let Some(board) = &mut self.board {
-            // The first one goes in any case: else nothing might ever be heard.
-            let least = if board.waits_for_the_first() {
-                segment
-            } else {
-                0
-            };
-            board.begin_turn(now, fresh, room.max(least));
+            board.begin_turn(now, fresh, budget);
         }
     }
 
