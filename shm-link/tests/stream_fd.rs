@@ -25,15 +25,19 @@ fn link_over(fd: &StreamFd, framing: Framing, max_frame_len: usize) -> FdLink {
 }
 
 /// Sleeps as an owner does: only when armed, and on the file descriptor alone.
-fn sleep(link: &mut FdLink, fd: &StreamFd, tx_room: Option<usize>) {
-    if link.arm(tx_room).unwrap() {
-        let mut events = PollFlags::IN;
-        if link.wants_write() {
-            events |= PollFlags::OUT;
-        }
-        poll(&mut [PollFd::from_borrowed_fd(fd.as_fd(), events)], None).unwrap();
-        link.disarm();
+/// `expects`: the peer owes something. Arming may have sent the last of what was to
+/// be sent; nothing would end the sleep of an owner that then expects nothing.
+fn sleep(link: &mut FdLink, fd: &StreamFd, expects: bool, tx_room: Option<usize>) {
+    if !link.arm(tx_room).unwrap() {
+        return;
     }
+    let mut events = PollFlags::empty();
+    events.set(PollFlags::IN, expects);
+    events.set(PollFlags::OUT, link.wants_write());
+    if !events.is_empty() {
+        poll(&mut [PollFd::from_borrowed_fd(fd.as_fd(), events)], None).unwrap();
+    }
+    link.disarm();
 }
 
 fn frame_len(number: u32) -> usize {
@@ -100,8 +104,9 @@ fn exchange(fd: &StreamFd, framing: Framing, count: u32) {
             answered += 1;
         }
         let tx_room = (sent < count).then(|| frame_len(sent));
-        if received < count || messages < count / 10 || link.wants_write() {
-            sleep(&mut link, fd, tx_room);
+        let expects = received < count || messages < count / 10;
+        if expects || link.wants_write() {
+            sleep(&mut link, fd, expects, tx_room);
         }
     }
     assert_eq!(link.rx().dropped_records(), 0);
@@ -182,6 +187,10 @@ fn a_terminal_that_is_hung_up_closes_the_link() {
     assert_eq!(link.split().0.peek(), Err(LinkError::Closed));
 }
 
+fn pty_frame_len(number: u32) -> usize {
+    100 + number as usize * 170
+}
+
 /// Sends frames that hold every byte a terminal could misunderstand, and takes
 /// as many.
 fn exchange_on_pty(fd: &StreamFd) {
@@ -191,14 +200,14 @@ fn exchange_on_pty(fd: &StreamFd) {
     while sent < COUNT || received < COUNT || link.wants_write() {
         let (rx, tx) = link.split();
         while let Some((_, frame)) = rx.peek().unwrap() {
-            let mut expected = vec![0; 100 + received as usize * 170];
+            let mut expected = vec![0; pty_frame_len(received)];
             fill(received, &mut expected);
             assert!(frame == &expected[..], "frame {received} is wrong");
             received += 1;
             rx.consume();
         }
         while sent < COUNT {
-            let len = 100 + sent as usize * 170;
+            let len = pty_frame_len(sent);
             let Some(room) = tx.reserve(len).unwrap() else {
                 break;
             };
@@ -207,8 +216,10 @@ fn exchange_on_pty(fd: &StreamFd) {
             sent += 1;
         }
         tx.flush();
-        if received < COUNT || link.wants_write() {
-            sleep(&mut link, fd, None);
+        let expects = received < COUNT;
+        if expects || link.wants_write() {
+            let tx_room = (sent < COUNT).then(|| pty_frame_len(sent));
+            sleep(&mut link, fd, expects, tx_room);
         }
     }
 }
