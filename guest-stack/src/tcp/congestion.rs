@@ -9,8 +9,9 @@
 //! queue is to be seen, above by an eighth of that, and in a queue by a segment per round trip.
 //! It does not grow while it is not filled (RFC 7661), and a connection that rested begins
 //! anew (RFC 5681, 4.1). A loss without a queue says nothing about congestion, and changes
-//! nothing: a link that loses a tenth of everything carries more when it is used. A long
-//! silence says so all the same: the queue may have been so full that nothing came through.
+//! nothing: a link that loses a tenth of everything carries more when it is used. But where no
+//! more comes through, however much is sent, no more is sent (`rounds`). A long silence says so
+//! as well: the queue may have been so full that nothing came through.
 //! TCP Veno and Westwood are of that kind; RFC 5681 would halve the window at either.
 //!
 //! A connection whose handshake took longer than the link ever does begins with ten segments
@@ -23,7 +24,11 @@
 //! socket is shown the narrower window in place of the peer's ([`Congestion::show`]), and
 //! obeys. Decides only; `recovery` says what was acknowledged and lost.
 
+mod rounds;
+
 use smoltcp::time::{Duration, Instant};
+
+use self::rounds::Rounds;
 
 /// Data of a full segment, about.
 pub(super) const SEGMENT: u32 = 1460;
@@ -41,6 +46,10 @@ const LINK_US: u32 = 10_000;
 /// More than twice the shortest round trip and this is a queue, not a busy processor; of a
 /// connection that leaves the machine, more than five quarters and this.
 const QUEUE_US: u32 = 4_000;
+
+/// Round trips for which a window stays what comes through a policer. Then it grows until it
+/// meets the policer again.
+const HELD_ROUNDS: u32 = 8;
 
 /// What a connection has in flight, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +91,8 @@ pub(crate) struct Congestion {
     noticed: Option<Instant>,
     /// More was lost since, of what was sent later.
     anew: bool,
+    /// What was lost last was not lost in a queue.
+    calm: bool,
     /// The window is one for a long silence.
     silent: bool,
     /// The window before the last loss that counted, or before the silence.
@@ -92,6 +103,9 @@ pub(crate) struct Congestion {
     delivered: u32,
     /// Bytes that arrived in the round trip that was measured last.
     carried: u32,
+    rounds: Rounds,
+    /// Until then the window is what comes through a policer.
+    held_until: Option<Instant>,
 }
 
 impl Congestion {
@@ -209,18 +223,23 @@ impl Congestion {
         }
     }
 
-    /// So many bytes of so many in flight have arrived, be it behind a hole. `recovering`: not
+    /// So many bytes of what was in flight have arrived, be it behind a hole. `recovering`: not
     /// all that was in flight at the last loss is acknowledged.
-    pub(crate) fn delivered(&mut self, bytes: u32, in_flight: u32, recovering: bool) {
+    pub(crate) fn delivered(&mut self, now: Instant, bytes: u32, flight: Flight, recovering: bool) {
+        let on_the_way = flight.on_the_way().saturating_sub(bytes);
+        self.keep_to_what_comes_through(now, bytes, on_the_way);
         self.noticed = self.noticed.filter(|_| recovering);
         self.delivered = self.delivered.saturating_add(bytes);
         let Some(window) = self.window else {
             return;
         };
+        if self.held_until.is_some() || self.rounds.is_excess() {
+            return;
+        }
         // What does not fill the window says nothing about a wider one (RFC 7661).
         let above = self.threshold.is_some_and(|threshold| window >= threshold);
-        let settled = above || self.is_slower();
-        if recovering && settled || in_flight < window / 2 {
+        let settled = above && !self.calm || self.is_slower();
+        if recovering && settled || flight.sent < window / 2 {
             return;
         }
         let more = match (self.is_slower(), above) {
@@ -231,6 +250,25 @@ impl Congestion {
             _ => (u64::from(SEGMENT) * u64::from(bytes.min(window)) / u64::from(window)) as u32,
         };
         self.window = Some(window.saturating_add(more.max(1)));
+    }
+
+    /// Without a queue, more than a path lets through is lost whatever is done about it.
+    fn keep_to_what_comes_through(&mut self, now: Instant, bytes: u32, on_the_way: u32) {
+        self.held_until = self.held_until.filter(|until| now < *until);
+        let round_trip = self.latest_us;
+        if let Some(most) = self.rounds.delivered(now, round_trip, bytes, on_the_way) {
+            let most = most.max(LEAST);
+            self.window = Some(self.window.map_or(most, |window| window.min(most)));
+            self.threshold = self.window;
+            self.calm = false;
+            let round = Duration::from_micros(round_trip.into());
+            self.held_until = Some(now + round * HELD_ROUNDS);
+        }
+    }
+
+    /// So many bytes are found lost, in so many holes.
+    pub(crate) fn found_lost(&mut self, bytes: u32, holes: u32) {
+        self.rounds.lost(bytes, holes);
     }
 
     /// Something was lost of what was sent later than what is made good already.
@@ -250,6 +288,9 @@ impl Congestion {
             Some(_) => self.is_slower(),
             None => self.is_queueing(QUEUE_US),
         };
+        if counts {
+            self.calm = !queue;
+        }
         if !counts || !queue {
             return;
         }
@@ -365,14 +406,14 @@ mod tests {
     fn with(shortest: u32, carried: u32) -> Congestion {
         let mut congestion = Congestion::default();
         congestion.round_begins();
-        congestion.delivered(carried, carried, false);
+        congestion.delivered(Instant::ZERO, carried, sent(carried), false);
         congestion.round_ends(shortest);
         congestion
     }
 
     /// Losses from now on are of something else that was in flight.
     fn another(congestion: &mut Congestion) {
-        congestion.delivered(0, 0, false);
+        congestion.delivered(Instant::ZERO, 0, sent(0), false);
     }
 
     #[test]
@@ -387,22 +428,22 @@ mod tests {
             for _ in 0..4 {
                 assert_eq!(congestion.window(), Some(expected));
                 congestion.round_begins();
-                congestion.delivered(expected, expected, false);
+                congestion.delivered(Instant::ZERO, expected, sent(expected), false);
                 congestion.round_ends(50_000);
                 expected *= 2;
             }
             // Until a queue begins,
             congestion.took(60_000);
-            congestion.delivered(expected, expected, false);
+            congestion.delivered(Instant::ZERO, expected, sent(expected), false);
             expected += expected / 4;
             assert_eq!(congestion.window(), Some(expected));
             // and is there,
             congestion.round_ends(110_000);
-            congestion.delivered(expected, expected, false);
+            congestion.delivered(Instant::ZERO, expected, sent(expected), false);
             assert_eq!(congestion.window(), Some(expected + SEGMENT));
             // or until the window is not what holds it back.
             let window = congestion.window();
-            congestion.delivered(expected / 4, expected / 4, false);
+            congestion.delivered(Instant::ZERO, expected / 4, sent(expected / 4), false);
             assert_eq!(congestion.window(), window);
             assert_eq!(congestion.show(1000, 7, sent(0), SEGMENT), 1000);
             congestion.rested();
@@ -489,8 +530,8 @@ mod tests {
         congestion.timed_out(60_000);
         assert_eq!(congestion.window(), Some(LEAST));
         congestion.answered(Some(20_000));
-        congestion.delivered(LEAST, LEAST, false);
-        congestion.delivered(2 * LEAST, 2 * LEAST, false);
+        congestion.delivered(Instant::ZERO, LEAST, sent(LEAST), false);
+        congestion.delivered(Instant::ZERO, 2 * LEAST, sent(2 * LEAST), false);
         assert_eq!(congestion.window(), Some(4 * LEAST));
         // What is acknowledged beyond what was sent again had arrived long ago.
         congestion.timed_out(60_000);
@@ -504,15 +545,55 @@ mod tests {
         let mut congestion = with(20_000, 60_000);
         congestion.answered(Some(60_000));
         congestion.lost(Instant::ZERO, 1 << 20);
-        congestion.delivered(60_000, 60_000, true);
+        congestion.delivered(Instant::ZERO, 60_000, sent(60_000), true);
         assert_eq!(congestion.window(), Some(60_000), "not while it recovers");
-        congestion.delivered(60_000, 60_000, false);
+        congestion.delivered(Instant::ZERO, 60_000, sent(60_000), false);
         assert_eq!(congestion.window(), Some(60_000 + SEGMENT));
         congestion.answered(Some(22_000));
-        congestion.delivered(61_460, 61_460, false);
+        congestion.delivered(Instant::ZERO, 61_460, sent(61_460), false);
         assert_eq!(congestion.window(), Some(2 * 61_460));
         // The peer takes less.
         assert_eq!(congestion.show(100, 7, sent(0), SEGMENT), 100);
+    }
+
+    #[test]
+    fn losses_without_a_queue_let_a_window_grow_while_they_are_made_good() {
+        let mut congestion = with(20_000, 60_000);
+        congestion.answered(Some(60_000));
+        congestion.lost(Instant::ZERO, 1 << 20);
+        congestion.answered(Some(20_000));
+        congestion.delivered(Instant::ZERO, 60_000, sent(60_000), true);
+        assert_eq!(congestion.window(), Some(120_000), "as before");
+        congestion.threshold = Some(60_000);
+        congestion.delivered(Instant::ZERO, 60_000, sent(60_000), true);
+        assert_eq!(congestion.window(), Some(120_000), "above, after a queue");
+        another(&mut congestion);
+        congestion.lost(Instant::from_secs(1), 60_000);
+        congestion.delivered(Instant::from_secs(1), 60_000, sent(60_000), true);
+        assert_eq!(congestion.window(), Some(120_000 + 60_000 / 8));
+    }
+
+    #[test]
+    fn what_a_policer_takes_is_not_sent_for_some_round_trips() {
+        let mut congestion = with(20_000, 60_000);
+        congestion.begins(Some(20_000));
+        let mut now = Instant::from_secs(1);
+        let round = Duration::from_millis(20);
+        congestion.window = Some(300_000);
+        for _ in 0..4 {
+            congestion.delivered(now, 100_000, sent(400_000), true);
+            congestion.found_lost(200_000, 30);
+            now += round;
+        }
+        assert_eq!(congestion.window(), Some(100_000));
+        for _ in 0..6 {
+            congestion.delivered(now, 100_000, sent(100_000), false);
+            assert_eq!(congestion.window(), Some(100_000));
+            now += round;
+        }
+        now += round * 3;
+        congestion.delivered(now, 100_000, sent(100_000), false);
+        assert_eq!(congestion.window(), Some(100_000 + 100_000 / 8));
     }
 
     #[test]

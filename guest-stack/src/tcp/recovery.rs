@@ -99,7 +99,7 @@ pub(crate) struct View {
     unread: usize,
 }
 
-/// What a connection remembers of its losses: 336 bytes, and its board while it has holes.
+/// What a connection remembers of its losses: 408 bytes, and its board while it has holes.
 #[derive(Debug)]
 pub(crate) struct Recovery {
     /// The first unacknowledged sequence number, once data was acknowledged.
@@ -399,7 +399,7 @@ impl Recovery {
         if !progress && !repeats {
             return;
         }
-        let arrived = self.arrived(from);
+        let flight = self.flight(from);
         let knew = self.board.is_some();
         if progress {
             self.acked = Some(tcp.ack);
@@ -409,9 +409,10 @@ impl Recovery {
         let bytes = before
             .unacknowledged
             .saturating_sub(after_it.unacknowledged) as u32;
-        let delivered = (bytes + self.arrived(tcp.ack)).saturating_sub(arrived);
+        let delivered = (bytes + self.arrived(tcp.ack)).saturating_sub(flight.arrived);
         let recovering = self.recover.is_some();
-        self.congestion.delivered(delivered, in_flight, recovering);
+        self.congestion
+            .delivered(now, delivered, flight, recovering);
         if progress {
             self.progress(now, from, tcp.ack, &packet, knew);
         }
@@ -625,7 +626,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_remembers_of_its_losses_is_small() {
-        assert!(size_of::<Recovery>() <= 336, "{}", size_of::<Recovery>());
+        assert!(size_of::<Recovery>() <= 408, "{}", size_of::<Recovery>());
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(crate) struct Impairment {
     pub(crate) duplicate: u64,
     pub(crate) reorder: u64,
     pub(crate) delay: Duration,
+    /// What is more than so many bytes per millisecond is lost, but for twenty of those.
+    pub(crate) police: Option<u64>,
 }
 
 struct Direction {
@@ -27,6 +29,8 @@ struct Direction {
     control: VecDeque<Vec<u8>>,
     capacity: usize,
     impairment: Impairment,
+    /// Bytes that the policer lets through, as of then.
+    tokens: (u64, Instant),
     closed: bool,
     /// Everything that was sent, before any impairment.
     log: Vec<(OffloadHeader, Vec<u8>)>,
@@ -35,6 +39,21 @@ struct Direction {
 
 /// Rings one end's doorbell.
 pub(crate) type Bell = Arc<dyn Fn() + Send + Sync>;
+
+impl Direction {
+    /// Whether the policer takes a frame of so many bytes.
+    fn polices(&mut self, now: Instant, len: usize) -> bool {
+        let Some(rate) = self.impairment.police else {
+            return false;
+        };
+        let (left, at) = self.tokens;
+        let more = (now - at).total_micros() * rate / 1000;
+        let tokens = (left + more).min(rate * 20);
+        let rest = tokens.checked_sub(len as u64);
+        self.tokens = (rest.unwrap_or(tokens), now);
+        rest.is_none()
+    }
+}
 
 struct Shared {
     now: Instant,
@@ -63,7 +82,7 @@ impl Shared {
         if self.directions[side].logging {
             self.directions[side].log.push((offload, frame.clone()));
         }
-        if self.happens(impairment.loss) {
+        if self.happens(impairment.loss) || self.directions[side].polices(now, frame.len()) {
             return;
         }
         let copies = 1 + usize::from(self.happens(impairment.duplicate));
@@ -92,6 +111,7 @@ impl Cable {
             control: VecDeque::new(),
             capacity: 4096,
             impairment: Impairment::default(),
+            tokens: (0, Instant::ZERO),
             closed: false,
             log: Vec::new(),
             logging: false,
@@ -495,7 +515,16 @@ impl Pair {
         ipv6: bool,
         port: u16,
     ) -> (guest_stack::tcp::TcpStreamId, guest_stack::tcp::TcpStreamId) {
-        let options = guest_stack::tcp::options::TcpOptions::default();
+        self.connected_with(ipv6, port, guest_stack::tcp::options::TcpOptions::default())
+    }
+
+    /// The same, both ends with these options.
+    pub(crate) fn connected_with(
+        &mut self,
+        ipv6: bool,
+        port: u16,
+        options: guest_stack::tcp::options::TcpOptions,
+    ) -> (guest_stack::tcp::TcpStreamId, guest_stack::tcp::TcpStreamId) {
         let listener = self.sockets(1).tcp_listen(port, 16, options).unwrap();
         let now = self.now();
         let remote = host(1, ipv6, port);

@@ -3,6 +3,7 @@
 
 use guest_stack::error::StreamError;
 use guest_stack::tcp::TcpStreamId;
+use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::{Duration, Instant};
 use shm_link::offload::Offloads;
 
@@ -72,6 +73,44 @@ fn a_fifth_lost_each_way_is_still_got_through() {
     let took = transfer(&mut pair, ends, &pattern(500_000, 9));
     std::println!("20 %: {took}");
     assert!(took < Duration::from_secs(60), "{took}");
+}
+
+/// Sends three megabytes through a policer of 20 Mbit/s, 30 ms there and back. Gives how many
+/// bytes were sent, in percent, and how long it took.
+fn policed(ipv6: bool) -> (usize, Duration) {
+    let mut pair = Pair::new(1);
+    pair.cable.impair(Impairment {
+        delay: Duration::from_millis(15),
+        ..Impairment::default()
+    });
+    let options = TcpOptions {
+        rx_buffer_bytes: 1 << 20,
+        tx_buffer_bytes: 1 << 20,
+        ..TcpOptions::default()
+    };
+    let ends = pair.connected_with(ipv6, 80, options);
+    pair.cable.impair(Impairment {
+        delay: Duration::from_millis(15),
+        police: Some(2_500),
+        ..Impairment::default()
+    });
+    pair.cable.log(0);
+    let data = pattern(3_000_000, 5);
+    let took = transfer(&mut pair, ends, &data);
+    let sent = pair.cable.take_log(0);
+    let sent: usize = sent.iter().map(|(_, frame)| frame.len()).sum();
+    (sent * 100 / data.len(), took)
+}
+
+#[test]
+fn a_path_that_lets_through_so_much_and_no_more_is_found_out() {
+    for ipv6 in [false, true] {
+        let (sent, took) = policed(ipv6);
+        std::println!("{sent} %, {took}");
+        // Headers are 4 to 5 %. Half of it is what slow start found out with.
+        assert!(sent < 200, "{sent} %");
+        assert!(took < Duration::from_millis(2_500), "{took}");
+    }
 }
 
 #[test]

@@ -92,6 +92,7 @@ fn a_transfer_over_a_wire_that_loses_doubles_and_reorders_is_bit_exact() {
             duplicate: 20,
             reorder: 50,
             delay: Duration::from_millis(1),
+            ..Impairment::default()
         });
         both_ways(&mut pair, ipv6, 300_000);
     }

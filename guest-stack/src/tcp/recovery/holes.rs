@@ -70,7 +70,9 @@ impl Recovery {
         let Some(board) = &mut self.board else {
             return;
         };
-        if board.judge(now, self.heard_at, segment, patience, since, first) {
+        let losses = board.judge(now, self.heard_at, segment, patience, since, first);
+        self.congestion.found_lost(losses.bytes, losses.holes);
+        if losses.anew {
             self.congestion.lost_anew();
             self.recover = self.highest;
         }

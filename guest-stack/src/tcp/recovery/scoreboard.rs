@@ -52,6 +52,16 @@ impl Hole {
     }
 }
 
+/// What was found lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Losses {
+    /// Bytes that nobody had taken for lost, and the holes that they make.
+    pub(crate) bytes: u32,
+    pub(crate) holes: u32,
+    /// Some were sent later than what is made good already.
+    pub(crate) anew: bool,
+}
+
 /// The holes of one connection's flight.
 #[derive(Debug)]
 pub(crate) struct Scoreboard {
@@ -191,8 +201,8 @@ impl Scoreboard {
 
     /// Finds out what is to be resent: what is lost by the rule for segments of so many bytes,
     /// and what was resent longer than `patience` ago, if the peer was `heard` since: a silence
-    /// is for slower and slower probes. With `first`, the first hole is. Whether something was
-    /// lost that was sent after all that came before `since`.
+    /// is for slower and slower probes. With `first`, the first hole is. What is lost anew was
+    /// sent after all that came before `since`.
     pub(crate) fn judge(
         &mut self,
         now: Instant,
@@ -201,9 +211,9 @@ impl Scoreboard {
         patience: Duration,
         since: u32,
         first: bool,
-    ) -> bool {
+    ) -> Losses {
         self.patience_us = u32::try_from(patience.total_micros()).unwrap_or(u32::MAX);
-        let mut anew = false;
+        let mut losses = Losses::default();
         let (mut end, mut bytes, mut ranges) = (self.top, 0_u32, 0);
         for hole in self.holes.iter_mut().rev() {
             let above = end.wrapping_sub(hole.to);
@@ -220,14 +230,19 @@ impl Scoreboard {
                 }
             };
             if due {
-                anew |= hole.state != State::Missing || !after(since, hole.from);
+                let again = hole.state != State::Missing;
+                losses.anew |= again || !after(since, hole.from);
+                if !again {
+                    losses.holes += 1;
+                    losses.bytes = losses.bytes.saturating_add(hole.to.wrapping_sub(hole.from));
+                }
                 hole.state = State::Due;
             }
         }
         if let Some(hole) = self.holes.first_mut().filter(|_| first) {
             hole.state = State::Due;
         }
-        anew
+        losses
     }
 
     /// Whether something is to be resent.
