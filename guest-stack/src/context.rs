@@ -11,6 +11,7 @@ use smoltcp::wire::{
 use crate::classify::{ETHERNET_LEN, Packet};
 use crate::device::Wire;
 use crate::error::SendError;
+use crate::path::may_be_cut;
 use crate::registry::Datagram;
 use crate::sockets::Sockets;
 
@@ -118,13 +119,17 @@ impl Context<'_> {
         write: impl FnOnce(&mut [u8], &IpAddress, &IpAddress),
     ) -> Result<(), SendError> {
         let ip = IpRepr::new(src, dst, protocol, len, 64);
-        if ip.buffer_len() > self.sockets.io.mtu {
+        let narrow = ip.buffer_len() > self.sockets.io.datagram_mtu(&dst);
+        // Routers cut what they may cut.
+        let carried = !narrow || matches!(dst, IpAddress::Ipv4(_));
+        if ip.buffer_len() > self.sockets.io.mtu || !carried {
             return Err(SendError::Length);
         }
+        let ident = self.sockets.io.next_ident();
         let peer = self.source.ok_or(SendError::NoFrame)?;
         let own = self.sockets.net.mac;
         self.wire().send(ETHERNET_LEN + ip.buffer_len(), |frame| {
-            let mut ethernet = EthernetFrame::new_unchecked(frame);
+            let mut ethernet = EthernetFrame::new_unchecked(&mut *frame);
             ethernet.set_src_addr(EthernetAddress(own));
             ethernet.set_dst_addr(EthernetAddress(peer));
             ethernet.set_ethertype(match src {
@@ -135,6 +140,9 @@ impl Context<'_> {
             packet[..ip.header_len()].fill(0);
             ip.emit(&mut *packet, &ChecksumCapabilities::default());
             write(&mut packet[ip.header_len()..], &src, &dst);
+            if narrow {
+                may_be_cut(frame, ident);
+            }
         })
     }
 }

@@ -66,6 +66,8 @@ pub struct Counters {
     pub tcp_challenges: u64,
     /// Reports of a router that a segment was too long for it, which were believed.
     pub tcp_paths_narrowed: u64,
+    /// The same of datagrams.
+    pub udp_paths_narrowed: u64,
     /// SYNs that were answered with a cookie, for want of a place for their handshake.
     pub tcp_cookies_sent: u64,
     /// Handshakes that were completed by a cookie that came back.

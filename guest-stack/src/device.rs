@@ -21,7 +21,7 @@ use crate::classify::{self, Class, ETHERNET_LEN, Kind, TcpHeader};
 use crate::error::SendError;
 use crate::neighbours::Asked;
 use crate::parts::Parts;
-use crate::path::Paths;
+use crate::path::{Paths, may_be_cut};
 use crate::run::{MAX_SUPER_FRAME, Run};
 use crate::tally::{Tally, after};
 use crate::tcp::recovery::Scoreboard;
@@ -59,6 +59,10 @@ pub(crate) struct TxState {
     pub(crate) asked: Asked,
     /// Where packets must be shorter.
     pub(crate) paths: Paths,
+    /// Where datagrams must be, by what was said of datagrams.
+    pub(crate) datagram_paths: Paths,
+    /// What the last packet was called that routers may cut.
+    pub(crate) ident: u16,
     /// The last frame was a fragment with more to come.
     pub(crate) fragmenting: bool,
     /// Sequence numbers of the last TCP segment, when somebody watches.
@@ -98,6 +102,8 @@ impl TxState {
             wanted: false,
             asked: Asked::default(),
             paths: Paths::default(),
+            datagram_paths: Paths::default(),
+            ident: 0,
             fragmenting: false,
             watched: None,
             tally: None,
@@ -161,6 +167,19 @@ impl TxState {
                 tally.chosen(to);
             }
         }
+    }
+
+    /// What a packet is called that routers may cut; no two of 65,536 the same.
+    pub(crate) fn next_ident(&mut self) -> u16 {
+        self.ident = self.ident.wrapping_add(1);
+        self.ident
+    }
+
+    /// The longest IP packet that a datagram to `to` may be without being cut.
+    pub(crate) fn datagram_mtu(&self, to: &IpAddress) -> usize {
+        let narrow = [&self.paths, &self.datagram_paths];
+        let narrow = narrow.into_iter().filter_map(|paths| paths.mtu(to)).min();
+        narrow.map_or(self.mtu, |mtu| mtu.min(self.mtu))
     }
 
     fn unplugged(&self) -> bool {
@@ -399,12 +418,20 @@ fn finish(
         state.fragmenting = true;
     }
     let nothing = (OffloadHeader::NONE, None);
-    if !offloaded && state.watched.is_none() && state.tally.is_none() && state.paths.is_empty() {
+    let narrow = !state.paths.is_empty() || !state.datagram_paths.is_empty();
+    if !offloaded && state.watched.is_none() && state.tally.is_none() && !narrow {
         return nothing;
     }
     let Some(Class::Ip(packet)) = classify::classify(frame) else {
         return nothing;
     };
+    if narrow
+        && let (Kind::Udp { .. }, true) = (packet.kind, packet.is_ipv4())
+        && state.datagram_mtu(&packet.dst) < frame.len().saturating_sub(ETHERNET_LEN)
+    {
+        may_be_cut(frame, state.next_ident());
+        return nothing;
+    }
     let Kind::Tcp(tcp) = packet.kind else {
         return nothing;
     };

@@ -149,7 +149,8 @@ pub enum UdpError {
     /// Not now: no datagram is waiting, or the send queue is full.
     WouldBlock,
     /// The datagram does not fit: longer than the socket's send queue or, over
-    /// IPv6, than one packet of the MTU.
+    /// IPv6, than one packet of the MTU or of what the path carries
+    /// ([`udp_longest_payload`](crate::sockets::Sockets::udp_longest_payload)).
     MessageTooLong,
     /// The destination is unspecified, has port 0, or is of an IP version that
     /// is off or that the socket is not bound to.

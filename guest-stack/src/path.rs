@@ -1,4 +1,4 @@
-//! Paths that carry less than the link: path MTU discovery for TCP (RFC 1191, RFC 8201).
+//! Paths that carry less than the link: path MTU discovery (RFC 1191, RFC 8201).
 //!
 //! smoltcp sends segments as long as the link's MTU and the peer's segment size allow, and
 //! looks at no report that a router on the way could not pass one on: behind a tunnel the
@@ -9,12 +9,18 @@
 //!
 //! A report counts only if it quotes a segment of ours that is in flight (RFC 5927, 4 and
 //! 7), which `ingress` looks at. Nothing here knows of sockets, or sends.
+//!
+//! Datagrams are not in flight, so reports about them are weaker: they are remembered apart,
+//! and hold for datagrams alone. Over IPv4 routers may cut what is too long ([`may_be_cut`]),
+//! over IPv6 it is refused to whoever wants to send it.
 
 use heapless::LinearMap;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{Icmpv4Packet, Icmpv6Packet, IpAddress, IpEndpoint, Ipv4Address, Ipv6Address};
+use smoltcp::wire::{
+    Icmpv4Packet, Icmpv6Packet, IpAddress, IpEndpoint, Ipv4Address, Ipv4Packet, Ipv6Address,
+};
 
-use crate::classify::{PROTOCOL_TCP, Packet, u16_at, u32_at};
+use crate::classify::{ETHERNET_LEN, PROTOCOL_TCP, PROTOCOL_UDP, Packet, u16_at, u32_at};
 use crate::flow::FlowKey;
 
 /// Narrow paths that are remembered; a further one takes the place of the oldest.
@@ -35,19 +41,28 @@ const TOO_BIG_V4: [u8; 2] = [3, 4];
 /// ICMPv6: packet too big (RFC 4443, 3.2).
 const TOO_BIG_V6: u8 = 2;
 
-/// A router's word that a segment was too long for it.
+/// What a router quotes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Quoted {
+    /// A TCP segment with this sequence number.
+    Segment { seq: u32 },
+    /// A UDP datagram, or the first fragment of one.
+    Datagram,
+}
+
+/// A router's word that a packet was too long for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Report {
-    /// The connection of the segment.
+    /// The ends of what was too long.
     pub(crate) key: FlowKey,
-    /// The segment's sequence number.
-    pub(crate) seq: u32,
+    pub(crate) quoted: Quoted,
     /// The longest IP packet that would have passed.
     pub(crate) mtu: usize,
 }
 
 impl Report {
-    /// The report that an ICMP message is, if it is one about TCP and its checksum holds.
+    /// The report that an ICMP message is, if it is one about TCP or UDP and its checksum
+    /// holds.
     pub(crate) fn of(packet: &Packet, frame: &[u8]) -> Option<Self> {
         let message = frame.get(packet.payload.clone())?;
         // Type, code, checksum, and four bytes that hold the MTU.
@@ -66,8 +81,9 @@ impl Report {
                 let first = u16_at(quoted, 6)? & 0x1fff == 0;
                 let ends = (address(12)?, address(16)?);
                 // Twenty bytes are there.
-                let tcp = quoted[0] >> 4 == 4 && header_len >= 20 && quoted[9] == PROTOCOL_TCP;
-                (first && tcp).then(|| Self::about(ends, quoted.get(header_len..)?, mtu))?
+                let ours = quoted[0] >> 4 == 4 && header_len >= 20 && first;
+                let protocol = quoted[9];
+                ours.then(|| Self::about(ends, protocol, quoted.get(header_len..)?, mtu))?
             }
             (IpAddress::Ipv6(src), IpAddress::Ipv6(dst)) => {
                 if message[0] != TOO_BIG_V6
@@ -82,26 +98,52 @@ impl Report {
                     let octets: [u8; 16] = quoted.get(at..at + 16)?.try_into().ok()?;
                     Some(Ipv6Address::from(octets).into())
                 };
-                // We send no extension headers in front of TCP.
-                let tcp = quoted.first()? >> 4 == 6 && *quoted.get(6)? == PROTOCOL_TCP;
+                // We send no extension headers in front of TCP and UDP.
+                let ours = quoted.first()? >> 4 == 6 && mtu >= LEAST_V6;
+                let protocol = *quoted.get(6)?;
                 let ends = (address(8)?, address(24)?);
-                (tcp && mtu >= LEAST_V6).then(|| Self::about(ends, quoted.get(IPV6_LEN..)?, mtu))?
+                ours.then(|| Self::about(ends, protocol, quoted.get(IPV6_LEN..)?, mtu))?
             }
             _ => None,
         }
     }
 
-    /// `tcp`: at least the first eight bytes of the segment's header.
-    fn about((src, dst): (IpAddress, IpAddress), tcp: &[u8], mtu: usize) -> Option<Self> {
+    /// `header`: at least the first eight bytes of the transport's.
+    fn about(
+        (src, dst): (IpAddress, IpAddress),
+        protocol: u8,
+        header: &[u8],
+        mtu: usize,
+    ) -> Option<Self> {
+        let word = u32_at(header, 4)?;
         Some(Self {
             key: FlowKey {
-                local: IpEndpoint::new(src, u16_at(tcp, 0)?),
-                remote: IpEndpoint::new(dst, u16_at(tcp, 2)?),
+                local: IpEndpoint::new(src, u16_at(header, 0)?),
+                remote: IpEndpoint::new(dst, u16_at(header, 2)?),
             },
-            seq: u32_at(tcp, 4)?,
+            quoted: match protocol {
+                PROTOCOL_TCP => Quoted::Segment { seq: word },
+                PROTOCOL_UDP => Quoted::Datagram,
+                _ => return None,
+            },
             mtu,
         })
     }
+}
+
+/// Lets routers cut an IPv4 packet, which then needs an `ident` of its own (RFC 6864).
+/// `frame` holds a header without options that forbids it; any other stays what it is.
+pub(crate) fn may_be_cut(frame: &mut [u8], ident: u16) {
+    let Some(header) = frame.get_mut(ETHERNET_LEN..ETHERNET_LEN + 20) else {
+        return;
+    };
+    // The version, no options; `Don't fragment`, and no fragment.
+    if header[0] != 0x45 || header[6..8] != [0x40, 0] {
+        return;
+    }
+    header[4..6].copy_from_slice(&ident.to_be_bytes());
+    header[6] = 0;
+    Ipv4Packet::new_unchecked(header).fill_checksum();
 }
 
 /// The narrow paths that are known, by their far end.
@@ -190,7 +232,8 @@ mod tests {
             let quoted = &sent[ETHERNET_LEN..ETHERNET_LEN + quote];
             let frame = report(v6, mtu, quoted);
             let found = read(&frame).unwrap();
-            assert_eq!((found.seq, found.mtu), (0xffff_ff00, 1300));
+            let segment = Quoted::Segment { seq: 0xffff_ff00 };
+            assert_eq!((found.quoted, found.mtu), (segment, 1300));
             assert_eq!((found.key.local.port, found.key.remote.port), (80, 4000));
             let expected: (IpAddress, IpAddress) = match v6 {
                 false => (Ipv4Address::from(US).into(), Ipv4Address::from(PEER).into()),
@@ -226,10 +269,13 @@ mod tests {
         let v6 = segment(true, &[1; 100]);
         assert_eq!(read(&report(true, 1279, &v6[ETHERNET_LEN..])), None);
         assert!(read(&report(true, 1280, &v6[ETHERNET_LEN..])).is_some());
-        // About something else than a segment.
-        let mut udp = v4.clone();
-        udp[23] = 17;
-        assert_eq!(read(&report(false, 1300, &udp[ETHERNET_LEN..])), None);
+        let mut other = v4.clone();
+        other[23] = PROTOCOL_UDP;
+        let found = read(&report(false, 1300, &other[ETHERNET_LEN..])).unwrap();
+        assert_eq!((found.quoted, found.mtu), (Quoted::Datagram, 1300));
+        // About something else than a segment or a datagram.
+        other[23] = 1;
+        assert_eq!(read(&report(false, 1300, &other[ETHERNET_LEN..])), None);
         let mut fragment = v4.clone();
         fragment[21] = 1;
         assert_eq!(read(&report(false, 1300, &fragment[ETHERNET_LEN..])), None);
@@ -241,6 +287,29 @@ mod tests {
             .write(&mut other, &v6[ETHERNET_LEN..])
             .unwrap();
         assert_eq!(read(&other), None);
+    }
+
+    #[test]
+    fn a_packet_may_be_cut_only_if_it_is_whole_and_has_no_options() {
+        let mut frame = segment(false, &[1; 100]);
+        frame[20] = 0x40;
+        let sum =
+            |frame: &[u8]| Ipv4Packet::new_unchecked(&frame[ETHERNET_LEN..]).verify_checksum();
+        may_be_cut(&mut frame, 0x1234);
+        assert_eq!(frame[18..22], [0x12, 0x34, 0, 0]);
+        assert!(sum(&frame));
+        let cut = frame.clone();
+        may_be_cut(&mut frame, 0x4321);
+        assert_eq!(frame, cut, "it may be cut already");
+        for (at, value) in [(14, 0x46), (14, 0x65), (21, 1), (20, 0x60)] {
+            let mut other = cut.clone();
+            other[20] = 0x40;
+            other[at] = value;
+            let before = other.clone();
+            may_be_cut(&mut other, 1);
+            assert_eq!(other, before);
+        }
+        may_be_cut(&mut frame[..30], 1);
     }
 
     #[test]

@@ -64,7 +64,8 @@ impl Kind {
             },
             ETHERTYPE_IPV4 => {
                 let fragment = u16::from_be_bytes([*frame.get(20)?, *frame.get(21)?]);
-                let whole = frame[14] == 0x45 && fragment & 0x3fff == 0;
+                // And not one that has a name of its own.
+                let whole = frame[14] == 0x45 && fragment == 0x4000;
                 let udp = *frame.get(23)? == PROTOCOL_UDP;
                 (whole && udp && allowed(Offloads::USO)).then_some(Self::UdpOverIpv4)
             }

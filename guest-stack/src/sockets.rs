@@ -9,6 +9,7 @@
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::hash::BuildHasher;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use shm_link::control::config::MIN_MTU;
@@ -134,6 +135,7 @@ impl Sockets {
         net.check(config.protocols)?;
         let hasher = Seeded::new(config.seed);
         let mut io = TxState::new();
+        io.ident = hasher.hash_one("ident") as u16;
         let interface = interface(&config, &net, &mut io, now);
         let limiter = Limiter::new(config.limits.replies_per_second, now);
         let mut sockets = Self {
@@ -316,7 +318,6 @@ impl Sockets {
 
     /// A number that the wire cannot guess.
     fn draw(&mut self) -> u64 {
-        use core::hash::BuildHasher;
         self.draws += 1;
         self.hasher.hash_one(("draw", self.draws))
     }

@@ -106,6 +106,7 @@ impl<L: Link> Stack<L> {
         let budget = sockets.config.budget.max(1);
         let mut more_work = false;
         sockets.io.paths.expire(now);
+        sockets.io.datagram_paths.expire(now);
         sockets.io.blocked = false;
         let mut blocked = false;
         self.frames_wait = false;

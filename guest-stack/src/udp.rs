@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::task::Waker;
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
@@ -13,6 +13,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint, IpListenEndp
 
 use crate::error::{BindError, UdpError};
 use crate::flow::{Entry, Handle};
+use crate::path::Report;
 use crate::ports::{LocalAddr, LocalIp};
 use crate::sink::Sink;
 use crate::sockets::Sockets;
@@ -181,6 +182,35 @@ impl Sockets {
         }
     }
 
+    /// The longest payload that a datagram to `to` may have, in bytes. Over IPv6 that is what
+    /// fits one packet of the link, or of a path that a router said to carry less (RFC 8201);
+    /// over IPv4 longer ones travel as fragments. The socket's send queue may hold less.
+    pub fn udp_longest_payload(&self, to: IpAddr) -> usize {
+        match IpAddress::from(to) {
+            IpAddress::Ipv4(_) => smoltcp::config::FRAGMENTATION_BUFFER_SIZE.min(65_535) - 28,
+            to @ IpAddress::Ipv6(_) => self.io.datagram_mtu(&to).saturating_sub(48),
+        }
+    }
+
+    /// A router could not pass a datagram on. Nobody knows whether it was one of ours; it may
+    /// have been if a socket has this port and sent to that address lately, or a handler has
+    /// it, which answers anybody.
+    pub(crate) fn datagram_path_is_narrow(&mut self, now: Instant, report: &Report) {
+        let (local, remote) = (report.key.local, report.key.remote.addr);
+        if report.mtu >= self.io.datagram_mtu(&remote) || !self.is_ours(&local.addr) {
+            return;
+        }
+        let socket = self.udp_ports.find(&local.addr, local.port);
+        let sent = socket.is_some_and(|index| match self.table.entry(index) {
+            Entry::Udp(udp) => udp.wanted.iter().any(|to| *to == remote),
+            _ => false,
+        });
+        let answered = self.registry.udp.contains(local.port);
+        if (sent || answered) && self.io.datagram_paths.learn(now, remote, report.mtu) {
+            self.counters.udp_paths_narrowed += 1;
+        }
+    }
+
     /// Queues a datagram; it leaves with the next poll.
     ///
     /// # Errors
@@ -193,14 +223,11 @@ impl Sockets {
     ) -> Result<(), UdpError> {
         let protocols = self.config.protocols;
         let to = IpEndpoint::from(to);
-        let (version_on, longest) = match to.addr.version() {
-            // Longer datagrams travel as fragments.
-            IpVersion::Ipv4 => (
-                protocols.ipv4,
-                smoltcp::config::FRAGMENTATION_BUFFER_SIZE.min(65_535) - 28,
-            ),
-            IpVersion::Ipv6 => (protocols.ipv6, self.io.mtu.saturating_sub(48)),
+        let version_on = match to.addr.version() {
+            IpVersion::Ipv4 => protocols.ipv4,
+            IpVersion::Ipv6 => protocols.ipv6,
         };
+        let longest = self.udp_longest_payload(to.addr.into());
         let bound_to = self.udp(id)?.local.ip;
         let same_version = match bound_to {
             LocalIp::Any => true,

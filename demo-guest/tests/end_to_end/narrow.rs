@@ -6,9 +6,11 @@
 //! ```
 //! The peer's own interface takes 1500, so nothing but the router's word tells the guest.
 
+use std::net::UdpSocket;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use host_bridge::probe::bulk::{SOURCE_PORT, bulk_receive};
 use rustix::thread::UnshareFlags;
@@ -107,6 +109,39 @@ fn a_guest_learns_what_its_path_carries_and_has_the_host_cut_its_frames() {
 #[test]
 fn a_guest_without_offloads_learns_what_its_path_carries_and_cuts_itself() {
     a_guest_learns_what_its_path_carries("no_offloads = true");
+}
+
+/// The guest's echo of a datagram is too long for the path: the router says so once, and may
+/// cut those that follow.
+#[test]
+fn a_guests_datagrams_come_through_a_narrow_path_once_it_was_told() {
+    in_private_network(|| {
+        let world = World::start("");
+        let guest = world.guest("far");
+        let echo = guest.v4(7);
+        let ask = move || {
+            // What we send is cut here: our own way to the router takes no more than its.
+            ip("route change default via 192.0.2.1 mtu lock 1300");
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect(echo).unwrap();
+            let patience = Duration::from_millis(300);
+            socket.set_read_timeout(Some(patience)).unwrap();
+            let mut answer = [0; 2000];
+            let mut answers = Vec::new();
+            for n in 0..20 {
+                let question = vec![n; 1400];
+                socket.send(&question).unwrap();
+                let len = socket.recv(&mut answer).ok();
+                assert!(len.is_none_or(|len| answer[..len] == question));
+                answers.push(len.is_some());
+            }
+            answers
+        };
+        let answers = beyond_a_router(1300, || (), ask);
+        let lost = answers.iter().filter(|came| !**came).count();
+        assert!((1..5).contains(&lost), "{answers:?}");
+        assert_eq!(counter("Icmp:", "OutDestUnreachs"), lost as u64);
+    });
 }
 
 /// Gives what goes to the peer a rate, and a queue of 64 KB in front of it.

@@ -3,7 +3,7 @@
 
 use alloc::sync::Arc;
 use core::future::poll_fn;
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::ops::{AsyncFnMut, ControlFlow};
 use core::task::{Poll, Waker};
 use core::time::Duration;
@@ -617,6 +617,13 @@ impl<L: Link, P: Platform> UdpSocket<L, P> {
             }
         })
         .await
+    }
+
+    /// The longest payload that a datagram to `to` may have now, in bytes: see
+    /// [`udp_longest_payload`](crate::sockets::Sockets::udp_longest_payload).
+    pub fn longest_payload(&self, to: IpAddr) -> usize {
+        let mut inner = self.network.0.inner.lock();
+        inner.stack.sockets().udp_longest_payload(to)
     }
 
     /// Waits for room and sends a datagram.

@@ -1,13 +1,20 @@
 //! Routers that say that a segment was too long for them (RFC 1191), and others who say so.
 
-use etherparse::{Icmpv4Type, PacketBuilder, icmpv4};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4};
+use guest_stack::context::Context;
+use guest_stack::error::{SendError, UdpError};
+use guest_stack::registry::{Datagram, Verdict};
 use guest_stack::tcp::TcpStreamId;
 use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::Duration;
+use guest_stack::udp::UdpId;
 use shm_link::offload::{GSO_TCPV4, Offloads};
 
 use crate::common::{Bench, config, net, pattern};
-use crate::frames::{FIN, SeenTcp, Segment, tcps};
+use crate::frames::{FIN, SeenTcp, Segment, neighbour_advertisement, tcps, udp_frame};
 
 /// A connection to the stack's port 80, with the segment that began it and what it is to
 /// acknowledge.
@@ -166,4 +173,145 @@ fn with_segmentation_offload_the_host_is_told_to_cut_shorter_and_the_path_is_tri
     bench.introduce_peer();
     bench.cable.take_log(0);
     assert_eq!(round(&mut bench, None), (GSO_TCPV4, 54, 1460));
+}
+
+/// What a router says of an IPv6 packet of the stack.
+fn report6(mtu: u32, sent: &[u8]) -> Vec<u8> {
+    let ours = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let router = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(crate::common::MAC[1], crate::common::MAC[0])
+        .ipv6(router, ours, 64)
+        .icmpv6(Icmpv6Type::PacketTooBig { mtu })
+        .write(&mut frame, &sent[14..200])
+        .unwrap();
+    frame
+}
+
+/// Sends a datagram of so many bytes from port 7 and gives its frames.
+fn datagram(bench: &mut Bench, socket: UdpId, len: usize, to: &str) -> Vec<Vec<u8>> {
+    let (payload, to) = (pattern(len, 3), to.parse().unwrap());
+    let sent = bench.stack.sockets().udp_send_to(socket, &payload, to);
+    assert_eq!(sent, Ok(()), "{len} bytes to {to}");
+    bench.settle();
+    bench.peer.drain()
+}
+
+#[test]
+fn datagrams_over_a_narrow_path_may_be_cut_by_its_routers() {
+    let mut bench = Bench::new();
+    bench.introduce_peer();
+    let socket = bench.stack.sockets().udp_bind(7).unwrap();
+    let to = "10.0.0.2:9";
+    let first = datagram(&mut bench, socket, 1472, to);
+    assert_eq!(first[0][20..22], [0x40, 0], "no router may cut it");
+    bench.exchange(&report(1300, &first[0]));
+    assert_eq!(bench.stack.sockets().counters().udp_paths_narrowed, 1);
+    let mut names = Vec::new();
+    for _ in 0..3 {
+        let again = datagram(&mut bench, socket, 1472, to);
+        assert_eq!((again.len(), &again[0][20..22]), (1, &[0, 0][..]));
+        let header = smoltcp::wire::Ipv4Packet::new_unchecked(&again[0][14..]);
+        assert!(header.verify_checksum());
+        names.push(header.ident());
+        assert_eq!(again[0][34..], first[0][34..]);
+    }
+    names.dedup();
+    assert_eq!(names.len(), 3, "fragments of two would be taken for one");
+    // What fits, and what goes elsewhere, is as before.
+    assert_eq!(datagram(&mut bench, socket, 1272, to)[0][20..22], [0x40, 0]);
+    // The path is tried anew after ten minutes.
+    bench.pass(Duration::from_secs(601));
+    bench.introduce_peer();
+    assert_eq!(datagram(&mut bench, socket, 1472, to)[0][20..22], [0x40, 0]);
+}
+
+#[test]
+fn datagrams_over_ipv6_are_refused_if_the_path_does_not_carry_them() {
+    let mut bench = Bench::new();
+    let socket = bench.stack.sockets().udp_bind(7).unwrap();
+    let to = "[fd00::2]:9";
+    datagram(&mut bench, socket, 1, to);
+    bench.exchange(&neighbour_advertisement());
+    let sent = datagram(&mut bench, socket, 1452, to);
+    let peer = "fd00::2".parse().unwrap();
+    assert_eq!(bench.stack.sockets().udp_longest_payload(peer), 1452);
+    bench.exchange(&report6(1400, &sent[0]));
+    assert_eq!(bench.stack.sockets().udp_longest_payload(peer), 1352);
+    let sockets = bench.stack.sockets();
+    let too_long = sockets.udp_send_to(socket, &[0; 1353], to.parse().unwrap());
+    assert_eq!(too_long, Err(UdpError::MessageTooLong));
+    assert_eq!(datagram(&mut bench, socket, 1352, to).len(), 1);
+    let elsewhere = "fd00::3".parse().unwrap();
+    assert_eq!(bench.stack.sockets().udp_longest_payload(elsewhere), 1452);
+}
+
+#[test]
+fn a_report_about_a_datagram_that_nobody_sent_is_not_believed() {
+    let mut bench = Bench::new();
+    bench.introduce_peer();
+    let socket = bench.stack.sockets().udp_bind(7).unwrap();
+    let sent = datagram(&mut bench, socket, 1472, "10.0.0.2:9");
+    let lie = |at: usize, value: u8| {
+        let mut quoted = sent[0].clone();
+        quoted[at] = value;
+        report(600, &quoted)
+    };
+    let lies = [
+        // Another port of ours, another address of ours, another peer.
+        lie(35, 8),
+        lie(29, 9),
+        lie(33, 3),
+        report(1500, &sent[0]),
+    ];
+    for lie in &lies {
+        bench.exchange(lie);
+    }
+    assert_eq!(bench.stack.sockets().counters().udp_paths_narrowed, 0);
+    // A connection to the same peer is not narrowed by what is said of datagrams.
+    bench.exchange(&report(600, &sent[0]));
+    assert_eq!(bench.stack.sockets().counters().udp_paths_narrowed, 1);
+    let (stream, ..) = connection(&mut bench);
+    bench
+        .stack
+        .sockets()
+        .tcp_send(stream, &pattern(1460, 3))
+        .unwrap();
+    bench.settle();
+    assert_eq!(tcps(&bench.peer.drain())[0].data.len(), 1460);
+}
+
+#[test]
+fn a_handlers_answers_over_a_narrow_path_may_be_cut_or_are_refused() {
+    for ipv6 in [false, true] {
+        let mut bench = Bench::new();
+        let refused = Arc::new(AtomicU32::new(0));
+        let count = refused.clone();
+        let echo = move |context: &mut Context<'_>, datagram: &Datagram, payload: &[u8]| {
+            match context.reply_datagram(datagram, payload) {
+                Ok(()) => {}
+                Err(error) => {
+                    assert_eq!(error, SendError::Length);
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Verdict::Handled
+        };
+        bench.stack.sockets().on_udp(7, echo).unwrap();
+        let question = udp_frame(ipv6, 9, 7, &pattern(1400, 3));
+        let answer = bench.exchange(&question);
+        match ipv6 {
+            false => bench.exchange(&report(1300, &answer[0])),
+            true => bench.exchange(&report6(1300, &answer[0])),
+        };
+        let again = bench.exchange(&question);
+        assert_eq!(bench.stack.sockets().counters().udp_paths_narrowed, 1);
+        match ipv6 {
+            false => assert_eq!(again[0][20..22], [0, 0]),
+            true => assert_eq!(again, Vec::<Vec<u8>>::new()),
+        }
+        assert_eq!(refused.load(Ordering::Relaxed), u32::from(ipv6));
+        let short = udp_frame(ipv6, 9, 7, b"short");
+        assert_eq!(bench.exchange(&short).len(), 1);
+    }
 }

@@ -23,7 +23,7 @@ use crate::classify::{
 };
 use crate::device::{FrameDevice, NoDevice, Wire};
 use crate::flow::Entry;
-use crate::path::Report;
+use crate::path::{Quoted, Report};
 use crate::sockets::Sockets;
 use crate::tcp::connection::{Flow, Owner};
 use crate::tcp::segment::{MAX_LEN, Segment};
@@ -317,13 +317,16 @@ impl Sockets {
     /// what was lost is sent again at once. Others may say so of what they never saw, so it
     /// counts only for a segment that is in flight.
     pub(crate) fn path_is_narrow(&mut self, now: Instant, report: &Report) {
+        let Quoted::Segment { seq } = report.quoted else {
+            return self.datagram_path_is_narrow(now, report);
+        };
         let Some(index) = self.table.find(&report.key) else {
             return;
         };
         let Entry::Flow(flow) = self.table.entry(index) else {
             return;
         };
-        if report.mtu >= self.io.mtu || !flow.recovery.is_in_flight(report.seq) {
+        if report.mtu >= self.io.mtu || !flow.recovery.is_in_flight(seq) {
             return;
         }
         let peer = report.key.remote.addr;
