@@ -309,6 +309,23 @@ mod tests {
     }
 
     #[test]
+    fn heads_with_bytes_changed_are_answered_or_refused() {
+        let mut understood = 0;
+        for seed in 0..20_000 {
+            let text = &b"GET /bytes/1000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nmore"[..];
+            let mut text = text.to_vec();
+            crate::apps::damage(seed, &mut text, b"\r\n :/0123.HTPgetX\t\0\x7f\xff");
+            let _ = judge_beginning(&text);
+            let Some(len) = head_len(&text) else {
+                continue;
+            };
+            assert!(len <= text.len());
+            understood += u32::from(parse(&text[..len]).is_ok());
+        }
+        assert!((100..19_000).contains(&understood), "{understood}");
+    }
+
+    #[test]
     fn a_head_ends_at_the_empty_line_however_lines_end() {
         assert_eq!(head_len(b"GET / HTTP/1.1\r\n\r\nrest"), Some(18));
         assert_eq!(head_len(b"GET / HTTP/1.1\nHost: x\n\nrest"), Some(24));

@@ -110,3 +110,28 @@ where
     });
     Ok(())
 }
+
+/// Changes up to six bytes of a text, to some of `into` or any, drops or doubles some; always
+/// the same ones for a seed.
+#[cfg(test)]
+fn damage(seed: u64, text: &mut alloc::vec::Vec<u8>, into: &[u8]) {
+    let mut state = seed;
+    let mut next = |below: usize| {
+        // The constants are Knuth's.
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below.max(1)
+    };
+    for _ in 0..1 + next(6) {
+        let at = next(text.len());
+        let byte = into[next(into.len())];
+        match next(8) {
+            0 => drop(text.remove(at)),
+            1 => text.insert(at, byte),
+            2 => text.truncate(text.len() - next(3)),
+            3 => text[at] = next(256) as u8,
+            _ => text[at] = byte,
+        }
+    }
+}

@@ -324,6 +324,29 @@ mod tests {
     }
 
     #[test]
+    fn parameters_with_bytes_changed_are_refused_or_within_their_bounds() {
+        let mut understood = 0;
+        let texts = [
+            PLAIN,
+            r#"{"udp":1,"omit":3,"time":86400,"parallel":128,"len":65507,"reverse":false,
+                "bidirectional":true,"bandwidth":1000000,"udp_counters_64bit":1,"nodelay":null}"#,
+        ];
+        for (seed, text) in (0..20_000).zip(texts.into_iter().cycle()) {
+            let mut text = text.as_bytes().to_vec();
+            crate::apps::damage(seed, &mut text, b"0123456789-+eE.\"{}[]:,tfnu \0\xff");
+            let Ok(params) = Params::parse(&text) else {
+                continue;
+            };
+            understood += 1;
+            let text = alloc::string::String::from_utf8_lossy(&text);
+            assert!((1..=256).contains(&params.streams()), "{text}");
+            assert!((1..=MAX_BLOCK as usize).contains(&params.block), "{text}");
+            assert!(params.patience() < Duration::from_secs(90_000), "{text}");
+        }
+        assert!((100..19_000).contains(&understood), "{understood}");
+    }
+
+    #[test]
     fn deeply_nested_parameters_are_an_error() {
         let nested = alloc::vec![b'['; MAX_PARAMS];
         assert_eq!(Params::parse(&nested), Err(Refusal::Params));
