@@ -30,7 +30,7 @@ fn connection(bench: &mut Bench) -> (TcpStreamId, Segment, u32) {
 }
 
 /// What a router says of a frame of the stack.
-fn report(mtu: u16, sent: &[u8]) -> Vec<u8> {
+pub(crate) fn report(mtu: u16, sent: &[u8]) -> Vec<u8> {
     let needed = icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu };
     let mut frame = Vec::new();
     PacketBuilder::ethernet2([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1])
@@ -176,7 +176,7 @@ fn with_segmentation_offload_the_host_is_told_to_cut_shorter_and_the_path_is_tri
 }
 
 /// What a router says of an IPv6 packet of the stack.
-fn report6(mtu: u32, sent: &[u8]) -> Vec<u8> {
+pub(crate) fn report6(mtu: u32, sent: &[u8]) -> Vec<u8> {
     let ours = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
     let router = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
     let mut frame = Vec::new();
