@@ -190,8 +190,10 @@ impl Client {
         }
     }
 
-    /// A connection that is to outlive everything; `None` when the run is over.
+    /// A connection that is to outlive everything; `None` when the run is over, and it is
+    /// not wanted any more.
     fn lasting(&self, to: SocketAddr) -> Option<TcpStream> {
+        self.shared.want();
         while !self.shared.stopping() {
             if let Some(stream) = self.judge(
                 &format!("a lasting connection to {to}"),
@@ -201,16 +203,16 @@ impl Client {
                 return Some(stream);
             }
         }
+        self.shared.want_no_more();
         None
     }
 
     fn keeps_connections(&self) {
         let mut streams = Vec::new();
         for _ in 0..IDLE {
-            self.shared.want();
             match self.lasting(self.to(ECHO)) {
                 Some(stream) => streams.push(stream),
-                None => return,
+                None => break,
             }
             for seed in 0..WARM_UP.0 {
                 if let Some(at) = streams.len().checked_sub(1) {
@@ -246,7 +248,6 @@ impl Client {
     }
 
     fn witnesses(&self) {
-        self.shared.want();
         let Some(mut stream) = self.lasting(SocketAddr::new(self.place[0], ECHO)) else {
             return;
         };

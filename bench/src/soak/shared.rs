@@ -136,6 +136,11 @@ impl Shared {
         self.wanted.fetch_add(1, Relaxed);
     }
 
+    /// The run was over before it could be there.
+    pub(super) fn want_no_more(&self) {
+        self.wanted.fetch_sub(1, Relaxed);
+    }
+
     /// A long-lived connection is there.
     pub(super) fn opened(&self) {
         self.alive.fetch_add(1, Relaxed);
