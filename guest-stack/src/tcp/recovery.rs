@@ -114,6 +114,8 @@ pub(crate) struct Recovery {
     window_end: Option<u32>,
     /// The window field of the peer's last segment.
     window: u16,
+    /// The widest that it ever was.
+    widest: u16,
     /// By how much the peer scales its windows.
     shift: u8,
     congestion: Congestion,
@@ -173,6 +175,7 @@ impl Recovery {
             rcv_nxt: 0,
             window_end: None,
             window: 0,
+            widest: 0,
             shift: 0,
             congestion: Congestion::default(),
             recover: None,
@@ -382,6 +385,7 @@ impl Recovery {
                 self.congestion.came_twice();
             }
             let window = packet.window_len();
+            self.widest = self.widest.max(window);
             if core::mem::replace(&mut self.window, window) == 0 && window != 0 {
                 self.barred = false;
                 self.probes = 0;
@@ -536,6 +540,11 @@ impl Recovery {
         let board = self.board.as_deref();
         let (arrived, due) = board.map_or((0, 0), |board| board.counts(first));
         Flight { sent, arrived, due }
+    }
+
+    /// The widest window that the peer ever had, in bytes.
+    fn widest_window(&self) -> u32 {
+        u32::from(self.widest) << self.shift.min(14)
     }
 
     /// The peer's window, or the narrower one that the socket is to see.

@@ -197,6 +197,18 @@ impl Flow {
         view.state == State::LastAck && view.unacknowledged != 0 && !self.recovery.forgotten
     }
 
+    /// Whether a segment is longer than any window of the peer's, and there are the data for it.
+    /// A socket that is made to resend its first segment sends a whole one all the same, and
+    /// believes from then on that it sent what the peer had no room for: its acknowledgements
+    /// stand behind the peer's window, and a peer that keeps to RFC 9293, 3.10.7.4, throws
+    /// them away. Going back, it keeps to the window.
+    fn overruns(&mut self, mtu: usize) -> bool {
+        let widest = self.recovery.widest_window();
+        let unacknowledged = u32::try_from(self.view().unacknowledged).unwrap_or(u32::MAX);
+        let more = widest < self.segment_len(mtu).min(unacknowledged);
+        more && self.recovery.window != 0 && !self.recovery.forgotten
+    }
+
     /// Whether nothing but our FIN is in flight, and smoltcp will not send it again soon.
     fn forgot_fin(&mut self) -> bool {
         let view = self.view();
@@ -369,7 +381,8 @@ impl Sockets {
             return;
         };
         let due = flow.recovery.take_due(now, mtu);
-        if due && flow.can_only_go_back() {
+        let overruns = flow.overruns(mtu);
+        if due && (flow.can_only_go_back() || overruns) {
             flow.recovery.takes_for_lost(flow.segment_len(mtu));
         }
         flow.recovery.judge(now, flow.segment_len(mtu), due);
@@ -388,7 +401,7 @@ impl Sockets {
             self.send_raw(now, &segment, tx);
             return;
         }
-        if !flow.can_resend() {
+        if overruns || !flow.can_resend() {
             return;
         }
         let Some(mut segment) = flow.acknowledgement() else {
