@@ -280,7 +280,12 @@ impl Sockets {
                     .unwrap_or(Ending::Malformed)
             }
             Verdict::Reset => {
-                if let Some(ending) = self.receive_cookie(now, key, received, tx) {
+                // The record may be of a SYN that came twice, the first of which was given a
+                // cookie.
+                let cookie = self
+                    .receive_cookie(now, key, received, tx)
+                    .or_else(|| self.is_behind_a_cookie(now, &key, received.tcp));
+                if let Some(ending) = cookie {
                     return ending;
                 }
                 if !self.limiter.permit(now) {
