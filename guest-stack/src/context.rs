@@ -125,7 +125,7 @@ impl Context<'_> {
         if ip.buffer_len() > self.sockets.io.mtu || !carried {
             return Err(SendError::Length);
         }
-        let ident = self.sockets.io.next_ident();
+        let ident = narrow.then(|| self.sockets.io.next_ident());
         let peer = self.source.ok_or(SendError::NoFrame)?;
         let own = self.sockets.net.mac;
         self.wire().send(ETHERNET_LEN + ip.buffer_len(), |frame| {
@@ -140,7 +140,7 @@ impl Context<'_> {
             packet[..ip.header_len()].fill(0);
             ip.emit(&mut *packet, &ChecksumCapabilities::default());
             write(&mut packet[ip.header_len()..], &src, &dst);
-            if narrow {
+            if let Some(ident) = ident {
                 may_be_cut(frame, ident);
             }
         })

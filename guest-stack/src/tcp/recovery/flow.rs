@@ -381,8 +381,8 @@ impl Sockets {
             return;
         };
         let due = flow.recovery.take_due(now, mtu);
-        let overruns = flow.overruns(mtu);
-        if due && (flow.can_only_go_back() || overruns) {
+        let overruns = due && flow.overruns(mtu);
+        if overruns || due && flow.can_only_go_back() {
             flow.recovery.takes_for_lost(flow.segment_len(mtu));
         }
         flow.recovery.judge(now, flow.segment_len(mtu), due);
