@@ -24,8 +24,6 @@ use crate::Error;
 
 /// How long one attempt to attach may take.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long to wait for an answer on a line that may lose it.
-const LINE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// An attachment to the bridge, beside the link that the stack has.
 pub(crate) trait Attached: Sized {
@@ -51,12 +49,6 @@ pub(crate) trait Attached: Sized {
 
     /// Says goodbye where the end of the process does not.
     fn leave(&self, _link: &mut Self::Link) {}
-
-    /// After how long without a configuration to begin the conversation anew,
-    /// because the link may have lost a message; `None`: it loses none.
-    fn patience(&self) -> Option<Duration> {
-        None
-    }
 }
 
 /// Memory shared with the bridge.
@@ -155,7 +147,6 @@ fn abstract_name(text: &str) -> Result<SocketAddr, Error> {
 /// A byte stream to the bridge.
 pub(crate) struct Stream {
     fd: StreamFd,
-    framing: Framing,
 }
 
 impl Attached for Stream {
@@ -167,7 +158,7 @@ impl Attached for Stream {
         let (fd, framing) = opened.map_err(|error| format!("opening {place}: {error}"))?;
         let end = || (fd.clone(), vec![0; framing.buffer_len(MAX_FRAME_LEN)]);
         let link = StreamLink::new(framing, MAX_FRAME_LEN, end(), end())?;
-        Ok((Self { fd, framing }, link))
+        Ok((Self { fd }, link))
     }
 
     fn wakers(&self, link: &Self::Link) -> [PollFd<'_>; 2] {
@@ -187,12 +178,5 @@ impl Attached for Stream {
 
     fn leave(&self, link: &mut Self::Link) {
         link.close();
-    }
-
-    fn patience(&self) -> Option<Duration> {
-        match self.framing {
-            Framing::Prefixed => None,
-            Framing::Serial => Some(LINE_PATIENCE),
-        }
     }
 }

@@ -117,7 +117,6 @@ fn run<A: Attached>(options: &Options, place: &A::Place) -> Result<(), Error> {
     let mut commands = options.commands.then(|| Commands::new(client));
     log::info!("attached to {place}");
     let mut reported = None;
-    let mut begun = network.platform().now();
     loop {
         let step = network.step();
         report(&network, &mut reported);
@@ -134,8 +133,7 @@ fn run<A: Attached>(options: &Options, place: &A::Place) -> Result<(), Error> {
                 Err("a command failed".into())
             };
         }
-        let again = begin_again(&network, &attachment, &mut begun);
-        let until = [until, next_sleeper, again].into_iter().flatten().min();
+        let until = until.into_iter().chain(next_sleeper).min();
         // Commands wait for the network.
         let commands = commands.as_mut().filter(|_| is_running(&network));
         let alive = sleep(&network, &attachment, until, commands, &executor.spawner())?;
@@ -151,36 +149,8 @@ fn run<A: Attached>(options: &Options, place: &A::Place) -> Result<(), Error> {
         let link;
         (attachment, link) = attach_again(&attachment, place);
         network.with(|stack, now| drop(stack.replace_link(link, now)));
-        begun = network.platform().now();
         log::info!("attached again");
     }
-}
-
-/// Begins the conversation with the bridge anew where a message may have been
-/// lost, and says when to look again.
-fn begin_again<A: Attached>(
-    network: &GuestNetwork<A>,
-    attachment: &A,
-    begun: &mut Instant,
-) -> Option<Instant> {
-    let patience = attachment.patience()?;
-    let waits = network.look(|stack| {
-        let state = stack.conversation().map(Control::state);
-        matches!(state, Some(GuestState::Greeting | GuestState::Configuring))
-    });
-    if !waits {
-        return None;
-    }
-    let now = network.platform().now();
-    if *begun + patience.into() <= now {
-        *begun = now;
-        network.with(|stack, _| {
-            if let Some(control) = stack.control() {
-                control.machine().restart();
-            }
-        });
-    }
-    Some(*begun + patience.into())
 }
 
 /// Waits for the link, a command or the deadline; `false` if the bridge went away.

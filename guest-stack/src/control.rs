@@ -8,17 +8,23 @@ use shm_link::control::{
 use shm_link::fault::LinkError;
 use shm_link::link::{Link, MAX_CONTROL_LEN};
 use shm_link::offload::Offloads;
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 
 use crate::config::NetConfig;
 use crate::error::ConfigError;
 use crate::sockets::Sockets;
+
+/// How long an answer may take on a link that loses messages until the conversation is
+/// begun anew: the longest takes a quarter of it at 9,600 baud.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The conversation.
 pub struct Control {
     machine: GuestControl,
     config: Option<NetworkConfig>,
     changes: u64,
+    /// When the conversation is begun anew, if there is no configuration until then.
+    again_at: Option<Instant>,
 }
 
 impl Control {
@@ -28,6 +34,7 @@ impl Control {
             machine: GuestControl::new(offer),
             config: None,
             changes: 0,
+            again_at: None,
         }
     }
 
@@ -55,6 +62,27 @@ impl Control {
 
     pub(crate) fn restart(&mut self) {
         self.machine.restart();
+        self.again_at = None;
+    }
+
+    /// When a poll has something to say that nobody asked for.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.again_at
+    }
+
+    /// Begins anew where an answer may have been lost.
+    fn ask_again(&mut self, now: Instant) {
+        let waits = matches!(self.state(), GuestState::Greeting | GuestState::Configuring);
+        match self.again_at {
+            _ if !waits => self.again_at = None,
+            Some(at) if now < at => {}
+            at => {
+                if at.is_some() {
+                    self.machine.restart();
+                }
+                self.again_at = Some(now + PATIENCE);
+            }
+        }
     }
 
     /// Carries messages both ways until there are none, or no room.
@@ -64,6 +92,9 @@ impl Control {
         sockets: &mut Sockets,
         now: Instant,
     ) -> Result<(), LinkError> {
+        if link.may_lose() {
+            self.ask_again(now);
+        }
         self.transmit(link)?;
         let mut buffer = [0; MAX_CONTROL_LEN];
         // Every message may be answered; one that cannot be is left in the link.
@@ -103,6 +134,9 @@ impl Control {
                 Some(GuestEvent::Pong) | None => {}
             }
             self.transmit(link)?;
+        }
+        if link.may_lose() {
+            self.ask_again(now);
         }
         Ok(())
     }

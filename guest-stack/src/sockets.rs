@@ -224,6 +224,12 @@ impl Sockets {
         self.groups_at = Some(now);
     }
 
+    /// The host was restarted, and nobody knows yet what it can do: until it has said so,
+    /// frames are complete when they leave. `true`: they were not.
+    pub(crate) fn expect_no_offloads(&mut self) -> bool {
+        core::mem::replace(&mut self.net.tx_offloads, Offloads::NONE) != Offloads::NONE
+    }
+
     /// Gives the interface its addresses and routes: the configured ones and
     /// those found on the link.
     pub(crate) fn refresh_addresses(&mut self) {

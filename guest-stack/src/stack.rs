@@ -178,9 +178,10 @@ impl<L: Link> Stack<L> {
         more_work |= !blocked && (sockets.table.any_dirty() || !sockets.notices.is_empty());
         let timers = earlier(sockets.table.deadline(), sockets.autoconf.deadline());
         let others = earlier(self.application_deadline, sockets.groups_at);
+        let asked = self.control.as_ref().and_then(Control::deadline);
         // What cannot be said without room waits for that, and for no time.
         let others = others.filter(|at| !blocked || *at > now);
-        self.deadline = earlier(timers, others);
+        self.deadline = earlier(asked, earlier(timers, others));
         more_work |= !blocked && self.deadline.is_some_and(|at| at <= now);
         self.status(more_work, taken > 0)
     }
@@ -216,6 +217,11 @@ impl<L: Link> Stack<L> {
             room => self.link.arm(room),
         };
         match asleep {
+            // A host that was restarted on a serial line greets and waits for our hello.
+            Ok(true) if self.host_is_new() => {
+                self.link.disarm();
+                false
+            }
             Ok(asleep) => asleep,
             Err(error) => {
                 self.sockets.io.link_error = Some(error);
@@ -305,6 +311,9 @@ impl<L: Link> Stack<L> {
         let old = core::mem::replace(&mut self.link, link);
         self.sockets.io.link_error = None;
         self.sockets.link_frame_len = self.link.split().1.max_frame_len();
+        if self.control.is_some() {
+            self.sockets.expect_no_offloads();
+        }
         self.sockets.rebuild(now);
         self.generation = self.link.generation();
         if let Some(control) = &mut self.control {
@@ -318,14 +327,22 @@ impl<L: Link> Stack<L> {
         old
     }
 
+    /// Whether the link has another host than the one that was last spoken with.
+    fn host_is_new(&self) -> bool {
+        self.control.is_some() && self.link.generation() != self.generation
+    }
+
     fn poll_control(&mut self, now: Instant) {
+        let is_new = self.host_is_new();
         let Some(control) = &mut self.control else {
             return;
         };
-        let generation = self.link.generation();
-        if generation != self.generation {
-            self.generation = generation;
+        if is_new {
+            self.generation = self.link.generation();
             control.restart();
+            if self.sockets.expect_no_offloads() {
+                self.sockets.rebuild(now);
+            }
         }
         if self.sockets.io.link_error.is_none()
             && let Err(error) = control.poll(&mut self.link, &mut self.sockets, now)

@@ -154,6 +154,11 @@ impl Session {
         self.state == PortState::Running
     }
 
+    /// Whether no guest has said hello.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.state == PortState::Waiting
+    }
+
     pub(crate) fn guest_name(&self) -> String {
         printable(self.control.guest_name())
     }
@@ -261,6 +266,15 @@ impl Session {
                 }
                 self.apply_policy();
                 actions
+            }
+            HostEvent::SessionLost => {
+                self.state = PortState::Waiting;
+                self.not_ready();
+                // The next guest is told, as where there was none.
+                vec![Action::Answered {
+                    serial: self.control.offered().serial,
+                    result: Ok(()),
+                }]
             }
             HostEvent::Rejected {
                 serial,

@@ -127,6 +127,12 @@ pub trait Link {
     /// restarted: negotiate anew; frames and sockets are unharmed.
     fn generation(&self) -> u32;
 
+    /// Whether control messages may be lost on the way. Then whoever waits for an answer
+    /// asks again after a while; elsewhere nobody needs a timer.
+    fn may_lose(&self) -> bool {
+        false
+    }
+
     /// Says that no more frames or messages will come from this side, and
     /// wakes the peer. What was committed stays readable.
     fn close(&mut self);

@@ -82,6 +82,7 @@ impl Scenario {
                 && plan.limits == Limits::default()
                 && plan.refused == 0
                 && !plan.hostile
+                && plan.line.is_none_or(|line| line.noise == 0)
         };
         self.faults.is_empty() && self.guests.iter().all(calm)
     }

@@ -15,7 +15,7 @@ use host_bridge::port::stepped::Ether;
 use shm_link::offload::{GSO_NONE, GSO_UDP_L4, OffloadHeader, Offloads};
 use shm_link::region::Region;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Nanos};
 use crate::hostile;
 use crate::random::Random;
 use crate::segment::complete;
@@ -34,6 +34,8 @@ pub(crate) struct Tap {
     mtu: u16,
     carrier: bool,
     offloads: Offloads,
+    /// Somebody deleted it, and it can be made again after this time.
+    deleted: Option<Nanos>,
     /// Writes that the kernel has no memory for, in thousandths.
     pub(crate) refused: u64,
     pub(crate) random: Random,
@@ -61,11 +63,17 @@ impl Tap {
             log: Vec::new(),
             scribbled: None,
             dropped: 0,
+            deleted: None,
         }
     }
 
     pub(crate) fn has_frames(&self) -> bool {
         !self.to_port.is_empty()
+    }
+
+    /// Whether it has a frame, or trouble.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.has_frames() || self.deleted.is_some()
     }
 
     /// Frames and bytes moved since the last call.
@@ -77,6 +85,31 @@ impl Tap {
         std::mem::take(&mut self.from_port)
     }
 
+    /// Somebody deletes it; it can be made again after a time.
+    pub(crate) fn delete(&mut self, down: Nanos) {
+        self.dropped += self.to_port.len() as u64;
+        self.to_port.clear();
+        self.deleted = Some(down);
+    }
+
+    /// For how long it cannot be made again, if somebody deleted it.
+    pub(crate) fn deleted(&self) -> Option<Nanos> {
+        self.deleted
+    }
+
+    /// A port makes it.
+    pub(crate) fn open(&mut self) {
+        self.deleted = None;
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match self.deleted {
+            // EBADFD
+            Some(_) => Err(io::Error::from_raw_os_error(77)),
+            None => Ok(()),
+        }
+    }
+
     /// The process that had it open is gone, and with it what was queued.
     pub(crate) fn close(&mut self) {
         self.dropped += self.to_port.len() as u64;
@@ -86,7 +119,7 @@ impl Tap {
 
     /// A frame of the network arrives.
     fn deliver(&mut self, (offload, frame): &Frame) {
-        if !self.carrier {
+        if !self.carrier || self.deleted.is_some() {
             self.dropped += 1;
             return;
         }
@@ -142,18 +175,22 @@ impl Ether for Handle {
         self.clock.host()
     }
 
-    fn take(&self, max_len: usize) -> Option<Frame> {
+    fn take(&self, max_len: usize) -> io::Result<Option<Frame>> {
         let mut tap = self.tap.borrow_mut();
-        let (offload, mut frame) = tap.to_port.pop_front()?;
+        tap.check()?;
+        let Some((offload, mut frame)) = tap.to_port.pop_front() else {
+            return Ok(None);
+        };
         frame.truncate(max_len);
         tap.work.0 += 1;
         tap.work.1 += frame.len() as u64;
         tap.interfere();
-        Some((offload, frame))
+        Ok(Some((offload, frame)))
     }
 
     fn give(&self, offload: OffloadHeader, frame: Vec<u8>) -> io::Result<()> {
         let mut tap = self.tap.borrow_mut();
+        tap.check()?;
         tap.work.0 += 1;
         tap.work.1 += frame.len() as u64;
         tap.interfere();

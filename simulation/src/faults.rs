@@ -3,12 +3,15 @@
 use host_bridge::port::{PortChange, PortEnd, PortState};
 use shm_link::region::Region;
 
-use crate::clock::{MILLISECOND, NEVER, Nanos, SECOND};
+use crate::clock::{MICROSECOND, MILLISECOND, NEVER, Nanos, SECOND};
 use crate::connection::{CLIENT, SERVER};
 use crate::guest::Guest;
 use crate::host::Host;
+use crate::machine::Cable;
 use crate::memory;
+use crate::random::Random;
 use crate::scenario::{Fault, Memory};
+use crate::stream::{GUEST, HOST, Line};
 use crate::world::{Event, World, set_addresses};
 
 impl World {
@@ -67,6 +70,14 @@ impl World {
             }
             Fault::Change { port, change } => self.change(port, &change)?,
             Fault::Renumber { port } => self.renumber(port)?,
+            Fault::DeleteTap { port, down } => {
+                self.count("TAP deleted");
+                let place = &mut self.places[port];
+                place.tap.borrow_mut().delete(down);
+                if place.host.as_ref().is_some_and(Host::sleeps_for_frames) {
+                    place.pump_turn.wake(now);
+                }
+            }
             Fault::Spurious { port, guest } => {
                 self.count("spurious doorbell");
                 let event = if guest {
@@ -84,12 +95,15 @@ impl World {
     /// published is not.
     fn kill_midway(&mut self, index: usize, guest: bool) {
         let place = &mut self.places[index];
-        let region = match (&place.guest, &place.host) {
-            (Some(side), _) if guest => side.region().clone(),
-            (_, Some(side)) if !guest => side.region.clone(),
+        let cable = match (&place.guest, &place.host) {
+            (Some(side), _) if guest => side.cable().clone(),
+            (_, Some(side)) if !guest => side.cable.clone(),
             _ => return,
         };
-        let before = memory::copy(&region);
+        let before = match &cable {
+            Cable::Memory(region, _) => memory::copy(region),
+            Cable::Line(_) => Vec::new(),
+        };
         if let Some(side) = place.guest.as_mut().filter(|_| guest) {
             let _ = side.step(
                 (&mut self.connections, &mut self.exchanges),
@@ -100,7 +114,10 @@ impl World {
         } else if let Some(side) = place.host.as_mut() {
             let _ = side.step_pump(&self.clock);
         }
-        region.copy_in(0, &before).expect("as long as it was");
+        match &cable {
+            Cable::Memory(region, _) => region.copy_in(0, &before).expect("as long as it was"),
+            Cable::Line(line) => line.cut(if guest { GUEST } else { HOST }),
+        }
         self.settle(index);
         // Whatever was rung for was not published.
         for bell in &self.places[index].bells {
@@ -113,6 +130,13 @@ impl World {
         place.pump_turn.at = NEVER;
         place.control_turn.at = NEVER;
         place.tap.borrow_mut().close();
+        if let Some(line) = &place.line {
+            line.dies(HOST);
+            place.deserted = true;
+            self.carry_rings(port);
+            self.schedule(self.clock.now() + down, Event::HostBack(port, false));
+            return;
+        }
         // The last rings of the dead may not have come through.
         for bell in &place.bells {
             if self.random.percent(50) {
@@ -163,9 +187,14 @@ impl World {
                 connection.outcomes[CLIENT].get_or_insert(crate::connection::Outcome::Died);
             }
         }
-        for bell in &self.places[guest].bells {
-            if self.random.percent(50) {
-                bell.take();
+        match &self.places[guest].line {
+            Some(line) => line.dies(GUEST),
+            None => {
+                for bell in &self.places[guest].bells {
+                    if self.random.percent(50) {
+                        bell.take();
+                    }
+                }
             }
         }
         self.carry_rings(guest);
@@ -179,6 +208,14 @@ impl World {
             // Two faults overlapped; the first one to come back is there.
             return Ok(());
         }
+        self.places[index].deserted = false;
+        if let Some(plan) = self.scenario.guests[index].line {
+            // Who has a socket connects when it finds that it must.
+            return match plan.serial {
+                true => self.serve_line(index),
+                false => Ok(()),
+            };
+        }
         let layout = self.scenario.guests[index].layout();
         let hostile = self.scenario.guests[index].hostile;
         let fresh = || memory::region(layout.region_len);
@@ -188,13 +225,16 @@ impl World {
             (_, Some(region)) => region.clone(),
             (false, None) => place.region.clone(),
         };
-        let (bell, tap) = (place.bells[1].clone(), (&place.tap, &self.clock));
-        let config = self.port_config(index);
-        let mut made = Host::new(region.clone(), &layout, &bell, tap, config);
+        let [ring_host, ring_guest] = place.bells.clone();
+        let tap = (&place.tap, &self.clock);
+        let make = |region: &Region| {
+            let cable = Cable::Memory(region.clone(), ring_host.clone());
+            Host::new(cable, &layout, &ring_guest, tap, self.port_config(index))
+        };
+        let mut made = make(&region);
         if made.is_err() && hostile {
             region = fresh();
-            let config = self.port_config(index);
-            made = Host::new(region.clone(), &layout, &bell, tap, config);
+            made = make(&region);
         }
         let host = made.map_err(|error| format!("port {index} cannot be attached: {error}"))?;
         let replaced = !same(&region, &place.region);
@@ -203,13 +243,8 @@ impl World {
             now,
             format_args!("port {index} attached, replaced {replaced}"),
         );
-        let place = &mut self.places[index];
-        place.tap.borrow_mut().scribbled = hostile.then(|| region.clone());
-        place.host = Some(host);
-        place.pump_turn.busy = now;
-        place.pump_turn.wake(now);
-        place.control_turn.busy = now;
-        place.control_turn.wake(now);
+        self.places[index].tap.borrow_mut().scribbled = hostile.then(|| region.clone());
+        self.begin(index, host);
         if replaced {
             if hostile {
                 self.schedule(now + MILLISECOND, Event::NewMemory(index));
@@ -220,24 +255,87 @@ impl World {
         Ok(())
     }
 
-    /// A guest boots and finds its memory.
+    /// A port begins to work.
+    fn begin(&mut self, index: usize, host: Host) {
+        let now = self.clock.now();
+        let place = &mut self.places[index];
+        place.tap.borrow_mut().open();
+        place.host = Some(host);
+        place.pump_turn.busy = now;
+        place.pump_turn.wake(now);
+        place.control_turn.busy = now;
+        place.control_turn.wake(now);
+    }
+
+    /// A host opens the line of a guest, which there is from the beginning.
+    fn serve_line(&mut self, index: usize) -> Result<(), String> {
+        let plan = &self.scenario.guests[index];
+        let place = &mut self.places[index];
+        if place.line.is_none() {
+            let line = plan.line.map(|line| {
+                self.sessions += 1;
+                let random = Random::new(self.scenario.seed, 10_000 + u64::from(self.sessions));
+                Line::new(line, &place.bells, random)
+            });
+            place.line = line;
+        }
+        let Some(line) = place.line.clone() else {
+            return Ok(());
+        };
+        line.opens(HOST);
+        let (ring, tap) = (place.bells[1].clone(), place.tap.clone());
+        let (cable, layout) = (Cable::Line(line), plan.layout());
+        let config = self.port_config(index);
+        let host = Host::new(cable, &layout, &ring, (&tap, &self.clock), config);
+        let host = host.map_err(|error| format!("port {index} has no line: {error}"))?;
+        let now = self.clock.now();
+        self.trace
+            .line(now, format_args!("port {index} serves its line"));
+        self.begin(index, host);
+        self.carry_rings(index);
+        Ok(())
+    }
+
+    /// The cable that a guest finds; `None`: it is to try again.
+    fn connect(&mut self, index: usize) -> Result<Option<Cable>, String> {
+        let place = &mut self.places[index];
+        let Some(plan) = self.scenario.guests[index].line else {
+            if let Some(region) = place.new_region.take() {
+                place.region = region;
+            }
+            let cable = Cable::Memory(place.region.clone(), place.bells[0].clone());
+            return Ok(Some(cable));
+        };
+        if !plan.serial {
+            if place.deserted || place.host.is_some() {
+                return Ok(None);
+            }
+            place.line = None;
+            self.serve_line(index)?;
+        }
+        let line = self.places[index].line.clone();
+        Ok(line.map(Cable::Line))
+    }
+
+    /// A guest boots and finds its memory, or connects.
     pub(crate) fn boot(&mut self, index: usize) -> Result<(), String> {
         let now = self.clock.now();
         let place = &mut self.places[index];
         if place.guest.is_some() {
             return Ok(());
         }
-        if let Some(region) = place.new_region.take() {
-            place.region = region;
-        }
+        let Some(cable) = self.connect(index)? else {
+            self.schedule(now + MILLISECOND, Event::GuestBack(index));
+            return Ok(());
+        };
         self.sessions += 1;
         let plan = &self.scenario.guests[index];
+        let place = &mut self.places[index];
         let made = Guest::new(
             index,
             plan,
             (self.scenario.seed, self.sessions),
-            place.region.clone(),
-            &place.bells[0],
+            cable,
             &self.clock,
         );
         match made {
@@ -258,15 +356,41 @@ impl World {
         }
     }
 
+    /// A guest whose stream has ended connects anew.
+    fn connect_again(&mut self, index: usize) -> Result<(), String> {
+        let now = self.clock.now();
+        let guest = self.places[index].guest.as_ref();
+        if guest.is_none_or(|guest| guest.link_error().is_none()) {
+            return Ok(());
+        }
+        let Some(cable) = self.connect(index)? else {
+            self.schedule(now + MILLISECOND, Event::NewMemory(index));
+            return Ok(());
+        };
+        self.trace
+            .line(now, format_args!("guest {index} connects anew"));
+        let place = &mut self.places[index];
+        if let Some(guest) = &mut place.guest {
+            guest.replace(cable, &self.clock)?;
+            place.guest_turn.wake(now);
+        }
+        self.carry_rings(index);
+        Ok(())
+    }
+
     /// A guest is given the memory that its host has now.
     pub(crate) fn give_memory(&mut self, index: usize) -> Result<(), String> {
+        if self.scenario.guests[index].line.is_some() {
+            return self.connect_again(index);
+        }
         let now = self.clock.now();
         let place = &mut self.places[index];
         // A guest that booted meanwhile found it by itself.
         let (Some(guest), Some(region)) = (&mut place.guest, &place.new_region) else {
             return Ok(());
         };
-        match guest.replace(region.clone(), &place.bells[0], &self.clock) {
+        let cable = Cable::Memory(region.clone(), place.bells[0].clone());
+        match guest.replace(cable, &self.clock) {
             Ok(()) => {
                 self.trace
                     .line(now, format_args!("guest {index} has new memory"));
@@ -292,6 +416,21 @@ impl World {
             return Ok(());
         };
         host.end(end)?;
+        let deleted = place.tap.borrow().deleted();
+        if let (PortEnd::Tap(_), Some(down)) = (end, deleted) {
+            self.count("TAP missed");
+            self.host_gone(index, down, Memory::Same);
+            return Ok(());
+        }
+        let left = place.line.as_ref().is_some_and(|line| line.is_gone(GUEST));
+        if let Some(line) = &place.line {
+            line.dies(HOST);
+        }
+        if left && *end == PortEnd::Closed {
+            place.pump_turn.at = NEVER;
+            place.tap.borrow_mut().close();
+            return Ok(());
+        }
         if !self.scenario.guests[index].hostile {
             return Err(format!("port {index} ended: {end}"));
         }
@@ -329,7 +468,8 @@ impl World {
             let changed = host.port().change(change);
             let now = self.clock.now();
             place.control_turn.wake(now);
-            if host.sleeps() && host.port().policy_changed() {
+            let told = matches!(host.cable, Cable::Line(_)) || host.port().policy_changed();
+            if host.sleeps() && told {
                 place.pump_turn.wake(now);
             }
             changed?;
@@ -404,6 +544,11 @@ fn place_is_hostile_again(world: &mut World, index: usize, now: Nanos) {
     let new = world.random.percent(50);
     let later = now + world.random.between(MILLISECOND, 100 * MILLISECOND);
     world.schedule(later, Event::HostBack(index, new));
+    if world.places[index].line.is_some() {
+        // It notices that its stream has ended, or on a line that nobody listens.
+        let later = later + world.random.between(MICROSECOND, 2 * MILLISECOND);
+        world.schedule(later, Event::NewMemory(index));
+    }
 }
 
 /// Whether two views are of the same memory.

@@ -10,21 +10,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use guest_stack::config::StackConfig;
 use guest_stack::control::{Control, offer};
 use guest_stack::error::StreamError;
-use guest_stack::stack::Stack;
 use guest_stack::tcp::TcpListenerId;
 use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::Duration;
 use shm_link::doorbell::Doorbell;
 use shm_link::fault::LinkError;
-use shm_link::link::{FrameTx, Link};
-use shm_link::offload::OffloadHeader;
-use shm_link::region::Region;
-use shm_link::shm::ShmLink;
 
 use crate::clock::{Clock, MILLISECOND, NEVER, Nanos, SECOND};
 use crate::connection::{CLIENT, Connection, End, Outcome, SERVER, Stepped, Wrong};
 use crate::datagrams::{Datagrams, Exchange};
 use crate::hostile;
+use crate::machine::{self, Cable, Machine};
 use crate::random::Random;
 use crate::scenario::{Addresses, GuestPlan};
 
@@ -64,13 +60,14 @@ pub(crate) enum Next {
 /// A guest.
 pub(crate) struct Guest {
     index: usize,
-    stack: Stack<ShmLink<Bell>>,
+    stack: Box<dyn Machine>,
     listener: TcpListenerId,
     ends: Vec<End>,
     datagrams: Datagrams,
-    region: Region,
+    cable: Cable,
     asleep: bool,
     link_error: Option<LinkError>,
+    connecting: bool,
     hostile: Option<Random>,
     /// What a hostile guest will still do.
     misdeeds: u32,
@@ -85,24 +82,15 @@ pub(crate) struct Work {
     pub(crate) bytes: u64,
 }
 
-fn link(region: &Region, bell: &Bell) -> Result<ShmLink<Bell>, String> {
-    // SAFETY: the host of the simulation keeps to the layout. A hostile guest changes
-    // its own memory only between its steps and those of its host, or while its host
-    // works: never while it looks at a frame itself.
-    unsafe { ShmLink::attach(region.clone(), bell.clone()) }.map_err(|error| error.to_string())
-}
-
 impl Guest {
-    /// A guest that attaches to `region` and begins to negotiate.
+    /// A guest that attaches to `cable` and begins to negotiate.
     pub(crate) fn new(
         index: usize,
         plan: &GuestPlan,
         (seed, session): (u64, u32),
-        region: Region,
-        bell: &Bell,
+        cable: Cable,
         clock: &Clock,
     ) -> Result<Self, String> {
-        let link = link(&region, bell)?;
         let mut random = Random::new(seed, u64::from(session));
         let mut config = StackConfig::new([random.next_u64(), random.next_u64()]);
         config.budget = plan.budget;
@@ -111,7 +99,7 @@ impl Guest {
         config.limits.half_open_timeout = Duration::from_secs(300);
         config.limits.orphan_timeout = Duration::from_secs(1200);
         let control = Control::new(offer(session, "simulated"));
-        let mut stack = Stack::with_control(link, config, control, clock.guest());
+        let mut stack = machine::boot(&cable, config, control, clock.guest())?;
         let options = options(plan.buffers, plan.nodelay);
         let listener = stack
             .sockets()
@@ -124,9 +112,10 @@ impl Guest {
             stack,
             listener,
             ends: Vec::new(),
-            region,
+            cable,
             asleep: false,
             link_error: None,
+            connecting: false,
             hostile: plan
                 .hostile
                 .then(|| Random::new(seed, 1000 + u64::from(session))),
@@ -136,8 +125,13 @@ impl Guest {
         })
     }
 
-    pub(crate) fn region(&self) -> &Region {
-        &self.region
+    pub(crate) fn cable(&self) -> &Cable {
+        &self.cable
+    }
+
+    /// Whether it wakes up when it is rung.
+    pub(crate) fn is_woken(&mut self) -> bool {
+        !self.asleep || self.stack.is_woken(&self.cable)
     }
 
     /// Why the link cannot go on, if it cannot.
@@ -145,16 +139,16 @@ impl Guest {
         self.link_error
     }
 
-    /// Puts another region under the running stack.
-    pub(crate) fn replace(
-        &mut self,
-        region: Region,
-        bell: &Bell,
-        clock: &Clock,
-    ) -> Result<(), String> {
-        let link = link(&region, bell)?;
-        self.stack.replace_link(link, clock.guest());
-        self.region = region;
+    /// Whether it has just found that its link has ended.
+    pub(crate) fn begins_to_connect(&mut self) -> bool {
+        self.link_error.is_some() && !std::mem::replace(&mut self.connecting, true)
+    }
+
+    /// Puts another cable under the running stack.
+    pub(crate) fn replace(&mut self, cable: Cable, clock: &Clock) -> Result<(), String> {
+        self.stack.replace(&cable, clock.guest())?;
+        self.cable = cable;
+        self.connecting = false;
         self.asleep = false;
         self.link_error = None;
         Ok(())
@@ -307,24 +301,12 @@ impl Guest {
             return;
         };
         self.misdeeds -= 1;
-        if random.percent(30) {
-            let (_, tx) = self.stack.link().split();
-            for _ in 0..random.between(1, 20) {
-                let frame = hostile::frame(self.mac, random, tx.max_frame_len());
-                if let Ok(Some(room)) = tx.reserve(frame.len()) {
-                    room.copy_from_slice(&frame);
-                    tx.commit(frame.len(), OffloadHeader::NONE);
-                }
-            }
-            tx.flush();
-        }
-        if random.below(400) == 0 {
-            let len = random.between(1, 200) as usize;
-            let message: Vec<u8> = (0..len).map(|_| random.next_u64() as u8).collect();
-            let _ = self.stack.link().send_control(&message);
-        }
+        self.stack.send_nonsense(self.mac, random);
         if random.percent(10) {
-            hostile::scribble(&self.region, random);
+            match &self.cable {
+                Cable::Memory(region, _) => hostile::scribble(region, random),
+                Cable::Line(line) => line.scribble(random),
+            }
         }
     }
 

@@ -8,27 +8,28 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use host_bridge::counters::PortSnapshot;
-use host_bridge::port::stepped::{Step, SteppedPort};
+use host_bridge::port::stepped::{Interest, Step, SteppedPort};
 use host_bridge::port::{PortConfig, PortEnd};
-use shm_link::region::Region;
 use shm_link::shm::ShmError;
 use shm_link::superblock::Layout;
 
 use crate::clock::{Clock, NEVER};
 use crate::ethernet::{Handle, Tap};
 use crate::guest::{Bell, Next};
+use crate::machine::Cable;
+use crate::stream::{HOST, LineEnd};
 
 /// A port that is up.
 pub(crate) struct Host {
-    port: SteppedPort<Handle>,
-    pub(crate) region: Region,
-    /// The pump sleeps, and whether a frame is to wake it.
-    sleeps_for_frames: Option<bool>,
+    port: SteppedPort<Handle, LineEnd>,
+    pub(crate) cable: Cable,
+    /// The pump sleeps, and what of frames and of the stream is to wake it.
+    sleep: Option<(bool, Interest)>,
 }
 
 impl Host {
     pub(crate) fn new(
-        region: Region,
+        cable: Cable,
         layout: &Layout,
         bell: &Bell,
         (tap, clock): (&Rc<RefCell<Tap>>, &Clock),
@@ -40,29 +41,40 @@ impl Host {
             tap: tap.clone(),
             clock: clock.clone(),
         };
-        let port = SteppedPort::new(region.clone(), layout, ring, handle, config)?;
+        let port = match &cable {
+            Cable::Memory(region, _) => {
+                SteppedPort::new(region.clone(), layout, ring, handle, config)?
+            }
+            Cable::Line(line) => {
+                SteppedPort::over_stream(&line.end(HOST), line.framing, handle, config)
+            }
+        };
         Ok(Self {
             port,
-            region,
-            sleeps_for_frames: None,
+            cable,
+            sleep: None,
         })
     }
 
-    fn next(step: Step, clock: &Clock) -> (Next, bool) {
+    fn next(step: Step, clock: &Clock) -> (Next, (bool, Interest)) {
         match step {
-            Step::Again => (Next::Again, false),
-            Step::Sleep { readable, due } => {
+            Step::Again => (Next::Again, (false, Interest::default())),
+            Step::Sleep {
+                readable,
+                stream,
+                due,
+            } => {
                 let due = due.map_or(NEVER, |due| clock.of_host(due));
-                (Next::SleepUntil(due), readable)
+                (Next::SleepUntil(due), (readable, stream))
             }
         }
     }
 
     pub(crate) fn step_pump(&mut self, clock: &Clock) -> Result<Next, PortEnd> {
-        self.sleeps_for_frames = None;
-        let (next, readable) = Self::next(self.port.step_pump()?, clock);
+        self.sleep = None;
+        let (next, sleep) = Self::next(self.port.step_pump()?, clock);
         if next != Next::Again {
-            self.sleeps_for_frames = Some(readable);
+            self.sleep = Some(sleep);
         }
         Ok(next)
     }
@@ -71,18 +83,29 @@ impl Host {
         Ok(Self::next(self.port.step_control()?, clock).0)
     }
 
-    pub(crate) fn port(&mut self) -> &mut SteppedPort<Handle> {
+    pub(crate) fn port(&mut self) -> &mut SteppedPort<Handle, LineEnd> {
         &mut self.port
     }
 
     /// Whether the pump sleeps.
     pub(crate) fn sleeps(&self) -> bool {
-        self.sleeps_for_frames.is_some()
+        self.sleep.is_some()
+    }
+
+    /// Whether the pump sleeps and this ring wakes it.
+    pub(crate) fn is_woken(&self, rung: bool) -> bool {
+        match (self.sleep, &self.cable) {
+            (None, _) => false,
+            (Some(_), Cable::Memory(..)) => rung,
+            (Some((_, stream)), Cable::Line(line)) => {
+                line.takes_edge(HOST, stream.input, stream.output)
+            }
+        }
     }
 
     /// Whether the pump sleeps until there is a frame for it.
     pub(crate) fn sleeps_for_frames(&self) -> bool {
-        self.sleeps_for_frames == Some(true)
+        self.sleep.is_some_and(|(frames, _)| frames)
     }
 
     pub(crate) fn end(self, end: &PortEnd) -> Result<PortSnapshot, String> {

@@ -24,6 +24,8 @@
 //! | `datagrams` | exchanges of datagrams |
 //! | `connection` | one connection, and its two applications |
 //! | `scenario` | what a seed means |
+//! | `stream` | byte streams between a guest and its port |
+//! | `machine` | a stack, whatever its link |
 //! | `guest` | a guest: stack and applications |
 //! | `host` | a port as two tasks |
 //! | [`world`] | the loop: whose turn it is |
@@ -58,6 +60,8 @@ mod ethernet;
 mod connection;
 mod datagrams;
 mod scenario;
+mod stream;
+mod machine;
 mod guest;
 mod host;
 pub mod world;
@@ -76,6 +80,8 @@ pub struct Run {
     pub seed: u64,
     /// With datagrams beside the connections.
     pub datagrams: bool,
+    /// With guests behind byte streams, and interfaces that are deleted.
+    pub wider: bool,
 }
 
 impl Run {
@@ -84,15 +90,19 @@ impl Run {
         Self {
             seed,
             datagrams: false,
+            wider: false,
         }
     }
 
     fn scenario(self) -> Scenario {
-        let scenario = Scenario::draw(self.seed);
-        match self.datagrams {
-            true => scenario.with_datagrams(),
-            false => scenario,
+        let mut scenario = Scenario::draw(self.seed);
+        if self.datagrams {
+            scenario = scenario.with_datagrams();
         }
+        if self.wider {
+            scenario = scenario.wider();
+        }
+        scenario
     }
 }
 
@@ -111,9 +121,14 @@ pub fn run(what: Run, print: bool) -> Result<Summary, String> {
 
 /// The command that runs a seed again and shows what happens.
 pub fn replay(what: Run) -> String {
-    let Run { seed, datagrams } = what;
+    let Run {
+        seed,
+        datagrams,
+        wider,
+    } = what;
     let datagrams = if datagrams { "--datagrams " } else { "" };
-    format!("cargo run --release -p simulation -- {datagrams}--seed {seed} --trace")
+    let wider = if wider { "--wider " } else { "" };
+    format!("cargo run --release -p simulation -- {datagrams}{wider}--seed {seed} --trace")
 }
 
 /// What a seed means, to read.

@@ -21,6 +21,9 @@ struct Options {
     /// Datagrams beside the connections.
     #[arg(long)]
     datagrams: bool,
+    /// Guests behind byte streams too, and interfaces that are deleted.
+    #[arg(long)]
+    wider: bool,
     /// Show what happens.
     #[arg(long, requires = "seed")]
     trace: bool,
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
     let what = |seed| simulation::Run {
         seed,
         datagrams: options.datagrams,
+        wider: options.wider,
     };
     if let Some(seed) = options.seed {
         if options.trace {

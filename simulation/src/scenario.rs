@@ -14,6 +14,7 @@ use crate::clock::{MICROSECOND, MILLISECOND, Nanos, SECOND};
 use crate::connection::{Order, Pause, Plan};
 use crate::datagrams::Asking;
 use crate::random::Random;
+use crate::stream::LinePlan;
 
 /// A guest and its port.
 #[derive(Debug, Clone)]
@@ -35,6 +36,8 @@ pub(crate) struct GuestPlan {
     pub(crate) hostile: bool,
     /// Writes of its port that the kernel has no memory for, in thousandths.
     pub(crate) refused: u64,
+    /// The byte stream between it and its port, if they share no memory.
+    pub(crate) line: Option<LinePlan>,
 }
 
 impl GuestPlan {
@@ -141,6 +144,8 @@ pub(crate) enum Fault {
     },
     /// The guest gets other addresses.
     Renumber { port: usize },
+    /// Somebody deletes the port's interface, and it cannot be made again for a time.
+    DeleteTap { port: usize, down: Nanos },
     /// A doorbell rings for nothing.
     Spurious { port: usize, guest: bool },
 }
@@ -274,6 +279,7 @@ fn guest(index: usize, v6: bool, mtu: u16, hostile: bool, random: &mut Random) -
         } else {
             0
         },
+        line: None,
     }
 }
 
@@ -397,6 +403,7 @@ impl Scenario {
             backlog: 16,
             hostile: false,
             refused: 0,
+            line: None,
         };
         let connection = Plan {
             at: 10 * MILLISECOND,
@@ -430,6 +437,41 @@ impl Scenario {
         });
         let mut all = guests.chain(changes);
         all.any(|impair| impair.to_string().contains("corrupt"))
+    }
+
+    /// The same with guests behind byte streams, and interfaces that are deleted.
+    pub(crate) fn wider(mut self) -> Self {
+        let random = &mut Random::new(self.seed, 4);
+        for plan in &mut self.guests {
+            let serial = match random.below(10) {
+                0..=3 => continue,
+                4..=7 => false,
+                _ => true,
+            };
+            let capacities = match serial {
+                false => [4096, 16_384, 65_536, 212_992],
+                true => [1024, 4096, 4096, 16_384],
+            };
+            // At the most a fifth of the longest frames is damaged.
+            let most = 200_000 / u64::from(plan.mtu);
+            plan.line = Some(LinePlan {
+                serial,
+                capacity: *random.pick(&capacities),
+                noise: match serial && random.percent(70) {
+                    true => random.below(most + 1),
+                    false => 0,
+                },
+            });
+        }
+        let last = self.faults.last().map_or(SECOND, |fault| fault.0);
+        for _ in 0..*random.pick(&[0, 0, 1, 3]) {
+            let port = random.below(self.guests.len() as u64) as usize;
+            let down = random.spread(MICROSECOND, SECOND);
+            self.faults
+                .push((random.below(last + 1), Fault::DeleteTap { port, down }));
+        }
+        self.faults.sort_by_key(|fault| fault.0);
+        self
     }
 
     /// What `seed` means.

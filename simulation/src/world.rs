@@ -26,6 +26,7 @@ use crate::host::Host;
 use crate::memory;
 use crate::random::Random;
 use crate::scenario::{Addresses, Scenario};
+use crate::stream::Line;
 use crate::trace::Trace;
 
 /// Turns after which a run that does not end is said to spin.
@@ -75,7 +76,7 @@ pub(crate) enum Event {
     HostBack(usize, bool),
     /// A guest comes back.
     GuestBack(usize),
-    /// A guest is given the new memory.
+    /// A guest is given the new memory, or connects anew.
     NewMemory(usize),
 }
 
@@ -84,6 +85,10 @@ pub(crate) struct Place {
     pub(crate) guest: Option<Guest>,
     pub(crate) host: Option<Host>,
     pub(crate) region: Region,
+    /// The byte stream between them, where they share no memory.
+    pub(crate) line: Option<Line>,
+    /// No daemon is there that a guest could connect to.
+    pub(crate) deserted: bool,
     pub(crate) tap: Rc<RefCell<Tap>>,
     /// Rung by the guest, and by the host.
     pub(crate) bells: [Bell; 2],
@@ -162,6 +167,8 @@ impl World {
                 guest: None,
                 host: None,
                 region: memory::region(plan.layout().region_len),
+                line: None,
+                deserted: false,
                 tap: Rc::new(RefCell::new(tap)),
                 bells: Default::default(),
                 guest_turn: Turn::NEVER,
@@ -340,14 +347,16 @@ impl World {
             Event::RingHost(index) => {
                 let place = &mut self.places[index];
                 place.pump_turn.rung = true;
-                if place.host.as_ref().is_some_and(Host::sleeps) {
+                if place.host.as_ref().is_some_and(|host| host.is_woken(true)) {
                     place.pump_turn.wake(now);
                 }
             }
             Event::RingGuest(index) => {
-                let turn = &mut self.places[index].guest_turn;
-                turn.rung = true;
-                turn.wake(now);
+                let place = &mut self.places[index];
+                place.guest_turn.rung = true;
+                if place.guest.as_mut().is_none_or(Guest::is_woken) {
+                    place.guest_turn.wake(now);
+                }
             }
             Event::Fault(index) => self.inflict(index)?,
             Event::HostBack(index, new) => self.attach(index, new)?,
@@ -374,7 +383,7 @@ impl World {
         let (next, work) = stepped.map_err(|wrong| wrong.0)?;
         let cost = 500 + 700 * work.frames + work.bytes / 8;
         place.guest_turn.busy = now + cost;
-        let link_error = guest.link_error();
+        let (link_error, connects) = (guest.link_error(), guest.begins_to_connect());
         let honest = !self.scenario.guests[index].hostile;
         let line = self.trace_guest(index);
         self.trace
@@ -384,8 +393,15 @@ impl World {
             Next::Again => place.guest_turn.wake(now + cost),
             Next::SleepUntil(at) => place.guest_turn.wake(at),
         }
-        if let Some(error) = link_error
+        let socket = self.scenario.guests[index]
+            .line
+            .is_some_and(|line| !line.serial);
+        if socket && connects {
+            let later = now + self.random.between(MICROSECOND, MILLISECOND);
+            self.schedule(later, Event::NewMemory(index));
+        } else if let Some(error) = link_error
             && honest
+            && !socket
             && place.new_region.is_none()
         {
             return Err(format!("guest {index}: its link ended: {error}"));
@@ -460,9 +476,10 @@ impl World {
         if let Some(host) = &mut place.host {
             if host.sleeps() {
                 // Rings and news that came while it was awake count.
-                let news = std::mem::take(&mut place.pump_turn.rung)
+                let rung = std::mem::take(&mut place.pump_turn.rung);
+                let news = host.is_woken(rung)
                     || host.port().policy_changed()
-                    || (host.sleeps_for_frames() && place.tap.borrow().has_frames());
+                    || (host.sleeps_for_frames() && place.tap.borrow().is_readable());
                 if news {
                     place.pump_turn.wake(now + cost);
                 }

@@ -26,8 +26,6 @@ use crate::session::{Action, Session, TapSettings};
 use crate::store::Record;
 use crate::tap::Tap;
 
-/// Control messages handled before other tasks get their turn.
-pub(super) const BUDGET_MESSAGES: usize = 16;
 /// Lines of a guest that one port puts into the log per second.
 pub(crate) const LOG_LINES_PER_SECOND: u32 = 10;
 /// Control messages of a guest that are taken per second, after a burst of as many as

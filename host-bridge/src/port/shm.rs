@@ -16,7 +16,7 @@ use shm_link::superblock::Layout;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::core::{BUDGET_MESSAGES, Core};
+use super::core::Core;
 use super::rings::ControlRings;
 use super::status::PortEnd;
 use super::{Port, PortConfig};
@@ -24,7 +24,7 @@ use crate::bell::{Doorbells, GuestBell, HostBell};
 use crate::error::BridgeError;
 use crate::netlink::Netlink;
 use crate::policy::Stop;
-use crate::pump::{ControlWatch, PumpEnd, ShmPump, sleep_until};
+use crate::pump::{BUDGET_MESSAGES, ControlWatch, PumpEnd, ShmPump, sleep_until};
 use crate::tap::{Tap, TapKind};
 
 /// What TAP a guest with such rings can use.

@@ -11,17 +11,19 @@ use std::io::IsTerminal;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use shm_link::link::{Link, MAX_CONTROL_LEN};
+use shm_link::link::MAX_CONTROL_LEN;
 use shm_link::stream::Framing;
 use shm_link::stream::fd::StreamFd;
+use tokio::io::unix::AsyncFd;
 
-use super::core::{BUDGET_MESSAGES, Core};
+use super::core::Core;
 use super::status::PortEnd;
 use super::{Port, PortConfig};
 use crate::error::BridgeError;
 use crate::netlink::Netlink;
 use crate::policy::Stop;
-use crate::pump::{BUDGET_FRAMES, PumpEnd, StreamPump, Turn, sleep_until};
+use crate::pump::{Input, InputTurn, PumpEnd, StreamPump, sleep_until};
+use crate::session::Session;
 use crate::tap::Tap;
 
 /// How long an answer may take on a line that loses messages until the update is said
@@ -45,25 +47,80 @@ pub(super) async fn open(
     };
     let fd = fd.map_err(|error| io(error.into()))?;
     let (core, handle) = Core::open(netlink, config, tap).await?;
-    let pump = StreamPump::new(fd, framing, core.pump_shared()).map_err(io)?;
+    let pump = StreamPump::new(&fd, framing, core.pump_shared()).map_err(io)?;
+    // SAFETY: a StreamFd is open as long as it exists and never changes.
+    let fd = unsafe { AsyncFd::register(fd) }.map_err(|refused| io(refused.into_parts().1))?;
     let keeper = core.keeper();
     let task = Task {
         core,
         pump,
-        loses: framing == Framing::Serial,
-        repeat_at: None,
+        fd,
+        repeater: Repeater::new(framing),
     };
     Ok(Port::start(handle, keeper, task.run()))
+}
+
+/// For how long nothing is said at the most on a line on which nobody has said hello.
+const LONGEST_SILENCE: Duration = Duration::from_secs(16);
+
+/// Says what may have been lost again, where messages may be: an update that was not
+/// answered in time, and the greeting, which tells a guest that was there before that this
+/// side is new.
+#[derive(Debug)]
+pub(super) struct Repeater {
+    loses: bool,
+    /// When the next word is due.
+    pub(super) at: Option<Instant>,
+    /// How long nobody answered the greeting lately.
+    silence: Duration,
+}
+
+impl Repeater {
+    pub(super) fn new(framing: Framing) -> Self {
+        Self {
+            loses: framing == Framing::Serial,
+            at: None,
+            silence: REPEAT_AFTER,
+        }
+    }
+
+    /// Says what is due. `greet` sends a greeting.
+    pub(super) fn repeat<E>(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+        greet: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        let waits = session.is_waiting();
+        if !self.loses || !(waits || session.awaits_answer()) {
+            self.at = None;
+            self.silence = REPEAT_AFTER;
+            return Ok(());
+        }
+        let wait = match waits {
+            true => self.silence,
+            false => REPEAT_AFTER,
+        };
+        match self.at {
+            Some(at) if now < at => return Ok(()),
+            Some(_) if waits => {
+                self.silence = (self.silence * 2).min(LONGEST_SILENCE);
+                greet()?;
+            }
+            Some(_) => session.repeat_update(),
+            None => {}
+        }
+        self.at = Some(now + wait);
+        Ok(())
+    }
 }
 
 /// The task.
 struct Task {
     core: Core,
     pump: StreamPump,
-    /// Whether messages may be lost.
-    loses: bool,
-    /// When the update that the guest has not answered is said again.
-    repeat_at: Option<Instant>,
+    fd: AsyncFd<StreamFd>,
+    repeater: Repeater,
 }
 
 impl Task {
@@ -84,8 +141,13 @@ impl Task {
     async fn serve(&mut self) -> Result<Infallible, PortEnd> {
         loop {
             let more = self.take_input().await?;
-            self.repeat();
-            let stopped = match self.give_output() {
+            let (session, now) = (&mut self.core.session, Instant::now());
+            let greet = || self.pump.greet_again();
+            let stopped = match self
+                .repeater
+                .repeat(session, now, greet)
+                .and_then(|()| self.pump.give_output(session))
+            {
                 Ok(stopped) => stopped,
                 Err(PumpEnd::Closed) => return self.drain().await,
                 Err(end) => return Err(end.into()),
@@ -97,11 +159,11 @@ impl Task {
                 self.core.inbox.try_recv().ok()
             } else {
                 tokio::select! {
-                    woken = self.pump.sleep(takes_input, pause, stopped) => {
+                    woken = self.pump.sleep(&self.fd, takes_input, pause, stopped) => {
                         woken?;
                         None
                     }
-                    () = sleep_until(self.repeat_at) => None,
+                    () = sleep_until(self.repeater.at) => None,
                     Some(command) = self.core.inbox.recv() => Some(command),
                 }
             };
@@ -111,54 +173,23 @@ impl Task {
         }
     }
 
-    /// Says an update again that was not answered in time.
-    fn repeat(&mut self) {
-        if !self.loses || !self.core.session.awaits_answer() {
-            self.repeat_at = None;
-            return;
-        }
-        let now = Instant::now();
-        match self.repeat_at {
-            Some(at) if now < at => return,
-            Some(_) => self.core.session.repeat_update(),
-            None => {}
-        }
-        self.repeat_at = Some(now + REPEAT_AFTER);
-    }
-
     /// Takes at most a budget of what the guest sent; `true` if there may be
     /// more.
     async fn take_input(&mut self) -> Result<bool, PortEnd> {
         let mut message = [0; MAX_CONTROL_LEN];
-        let mut budget = BUDGET_FRAMES;
-        for _ in 0..BUDGET_MESSAGES {
-            self.pump.take_frames(&mut budget)?;
-            if budget == 0 {
-                return Ok(true);
+        let mut turn = InputTurn::FULL;
+        loop {
+            let takes_message = || self.core.takes_message();
+            let input = self
+                .pump
+                .next_input(&mut turn, takes_message, &mut message)?;
+            match input {
+                Input::Message(len) => self.core.handle_message(&message[..len]).await?,
+                Input::Idle => return Ok(false),
+                Input::Budget => return Ok(true),
             }
-            if self.pump.input_pause().is_some() || !self.core.takes_message() {
-                // Answers first: the guest has to make room for them.
-                return Ok(false);
-            }
-            let received = self.pump.link().recv_control(&mut message);
-            let Some(len) = received.map_err(PumpEnd::from)? else {
-                return Ok(false);
-            };
-            self.core.handle_message(&message[..len]).await?;
             self.core.show();
         }
-        Ok(true)
-    }
-
-    /// Sends answers, then at most a budget of frames.
-    fn give_output(&mut self) -> Result<Turn, PumpEnd> {
-        while let Some(message) = self.core.session.poll_transmit() {
-            if !self.pump.link().send_control(message)? {
-                break;
-            }
-            self.core.session.transmitted();
-        }
-        self.pump.give_frames()
     }
 
     /// The guest takes nothing any more. What it sent before is still to be

@@ -40,7 +40,9 @@ use crate::tap::Tap;
 #[cfg(feature = "simulation")]
 pub(crate) use both::{Both, Sleep};
 pub(crate) use shm::{ControlWatch, ShmPump};
-pub(crate) use stream::{StreamPump, Turn};
+pub(crate) use stream::{Input, InputTurn, StreamPump};
+#[cfg(feature = "simulation")]
+pub(crate) use stream::{Stream, Turn};
 #[cfg(not(feature = "simulation"))]
 use wire::Wire;
 #[cfg(feature = "simulation")]
@@ -60,6 +62,9 @@ pub(crate) const BUDGET_BYTES: usize = 256 << 10;
 /// costs some 10 µs and a copy of this much about as long: the two sides then
 /// work at the same time, and frames of 1500 bytes still share a doorbell.
 pub(crate) const PUBLISH_BYTES: usize = 64 << 10;
+
+/// Control messages handled before other tasks get their turn.
+pub(crate) const BUDGET_MESSAGES: usize = 16;
 
 /// What one direction may still move in a turn.
 #[derive(Debug, Clone, Copy)]

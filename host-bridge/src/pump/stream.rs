@@ -2,7 +2,8 @@
 //! between a [`StreamLink`] and the TAP.
 //!
 //! The port's task owns the pump, because control messages and frames share the
-//! stream: it asks for both in turn and sleeps by [`StreamPump::sleep`]. Frames
+//! stream: it asks for both in turn ([`StreamPump::next_input`],
+//! [`StreamPump::give_output`]) and sleeps by [`StreamPump::sleep`]. Frames
 //! from the guest are in the link's own buffer, so they are judged and written
 //! where they are. The TAP is read into the link's buffer, and only when there is
 //! room: what does not fit waits in the kernel.
@@ -10,8 +11,9 @@
 use std::io;
 use std::time::Instant;
 
+use embedded_io::{Read, ReadReady, Write, WriteReady};
 use shm_link::fault::LinkError;
-use shm_link::link::{FrameRx, FrameTx, Link, MAX_FRAME_LEN};
+use shm_link::link::{FrameRx, FrameTx, Link, MAX_CONTROL_LEN, MAX_FRAME_LEN};
 use shm_link::offload::OffloadHeader;
 use shm_link::stream::fd::StreamFd;
 use shm_link::stream::{Framing, StreamLink};
@@ -19,26 +21,32 @@ use tokio::io::unix::AsyncFd;
 
 use super::kernel::{admit, read, write};
 use super::{
-    BUDGET_FRAMES, PumpEnd, PumpShared, forget, impair, paused, sleep_until, tap_readable,
+    BUDGET_FRAMES, BUDGET_MESSAGES, PumpEnd, PumpShared, Wire, forget, impair, paused, sleep_until,
+    tap_readable,
 };
 use crate::counters::DropReason;
 use crate::filter::{HEAD_LEN, Verdict};
 use crate::impair::{Impair, ImpairedFrame};
 use crate::limit::{GroupLimit, Limiter};
 use crate::policy::Policy;
-use crate::tap::RawSlice;
+use crate::session::Session;
+use crate::tap::{RawSlice, Tap};
 
 /// Bytes of each buffer of a reliable stream: a turn's budget of full-sized
 /// frames goes out in one write. A unix stream takes about 200 KB at once.
 const BATCH_BYTES: usize = 128 << 10;
 
-type HostLink = StreamLink<StreamFd, StreamFd, Vec<u8>>;
+/// A byte stream; clones are the same one.
+pub(crate) trait Stream: Read + ReadReady + Write + WriteReady + Clone {}
+
+impl<S: Read + ReadReady + Write + WriteReady + Clone> Stream for S {}
+
+type HostLink<S> = StreamLink<S, S, Vec<u8>>;
 
 /// Moves frames between a byte stream and a TAP.
-pub(crate) struct StreamPump {
-    link: HostLink,
-    fd: AsyncFd<StreamFd>,
-    shared: PumpShared,
+pub(crate) struct StreamPump<S = StreamFd, W = AsyncFd<Tap>> {
+    link: HostLink<S>,
+    shared: PumpShared<W>,
     to_host: Impair,
     to_guest: Impair,
     limit_to_host: Limiter,
@@ -51,6 +59,31 @@ pub(crate) struct StreamPump {
     batches: bool,
     /// Damaged records that were counted already.
     damaged: u64,
+}
+
+/// What a turn may still take of what the guest sent.
+#[derive(Debug)]
+pub(crate) struct InputTurn {
+    frames: usize,
+    messages: usize,
+}
+
+impl InputTurn {
+    pub(crate) const FULL: Self = Self {
+        frames: BUDGET_FRAMES,
+        messages: BUDGET_MESSAGES,
+    };
+}
+
+/// What the guest sent, but for frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// A control message of this length, which the session is to take.
+    Message(usize),
+    /// Nothing more, or nothing that may be taken now.
+    Idle,
+    /// The turn is used up, and there may be more.
+    Budget,
 }
 
 /// What a turn towards the guest stopped for.
@@ -68,18 +101,16 @@ pub(crate) enum Turn {
     Paused(Instant),
 }
 
-impl StreamPump {
-    pub(crate) fn new(fd: StreamFd, framing: Framing, shared: PumpShared) -> io::Result<Self> {
+impl<S: Stream, W: Wire> StreamPump<S, W> {
+    pub(crate) fn new(stream: &S, framing: Framing, shared: PumpShared<W>) -> io::Result<Self> {
         let batches = match framing {
             Framing::Prefixed => true,
             Framing::Serial => false,
         };
         let buffer_len = framing.buffer_len(MAX_FRAME_LEN).max(BATCH_BYTES);
-        let end = || (fd.clone(), vec![0; buffer_len]);
+        let end = || (stream.clone(), vec![0; buffer_len]);
         let link = StreamLink::new(framing, MAX_FRAME_LEN, end(), end());
         let link = link.map_err(io::Error::other)?;
-        // SAFETY: a StreamFd is open as long as it exists and never changes.
-        let fd = unsafe { AsyncFd::register(fd) }.map_err(|refused| refused.into_parts().1)?;
         let (to_host, to_guest, limits) = {
             let policy = shared.policy.borrow();
             (
@@ -90,7 +121,6 @@ impl StreamPump {
         };
         Ok(Self {
             link,
-            fd,
             shared,
             to_host,
             to_guest,
@@ -103,14 +133,32 @@ impl StreamPump {
         })
     }
 
-    /// The link, for its control messages.
-    pub(crate) fn link(&mut self) -> &mut HostLink {
-        &mut self.link
+    /// Hands frames of the guest to the kernel until a control message stands in
+    /// front, which is put into `message` if the caller takes one, nothing does, or
+    /// `turn` is used up.
+    pub(crate) fn next_input(
+        &mut self,
+        turn: &mut InputTurn,
+        takes_message: impl FnOnce() -> bool,
+        message: &mut [u8; MAX_CONTROL_LEN],
+    ) -> Result<Input, PumpEnd> {
+        if turn.messages == 0 {
+            return Ok(Input::Budget);
+        }
+        self.take_frames(&mut turn.frames)?;
+        if turn.frames == 0 {
+            return Ok(Input::Budget);
+        }
+        if self.input_pause().is_some() || !takes_message() {
+            // Answers first: the guest has to make room for them.
+            return Ok(Input::Idle);
+        }
+        turn.messages -= 1;
+        let received = self.link.recv_control(message)?;
+        Ok(received.map_or(Input::Idle, Input::Message))
     }
 
-    /// Hands frames of the guest to the kernel until a control message stands in
-    /// front, nothing does, or `budget` is used up.
-    pub(crate) fn take_frames(&mut self, budget: &mut usize) -> Result<(), PumpEnd> {
+    fn take_frames(&mut self, budget: &mut usize) -> Result<(), PumpEnd> {
         let policy = self.shared.policy.borrow_and_update().clone();
         if self.to_host.config() != &policy.impair_to_host {
             self.to_host.set_config(policy.impair_to_host.clone());
@@ -124,7 +172,7 @@ impl StreamPump {
     fn take(&mut self, policy: &Policy, budget: &mut usize) -> Result<(), PumpEnd> {
         let counters = &self.shared.counters.guest_to_host;
         let impaired = !self.to_host.is_transparent();
-        let limited = (!self.limit_to_host.is_off()).then(Instant::now);
+        let limited = (!self.limit_to_host.is_off()).then(|| self.shared.tap.now());
         let limit = &mut self.limit_to_host;
         let (rx, _) = self.link.split();
         while *budget > 0 && limited.is_none_or(|now| limit.pause(now).is_none()) {
@@ -133,9 +181,13 @@ impl StreamPump {
             };
             let len = frame.len();
             counters.frame_in(len);
-            offload
-                .check(len, policy.offloads_to_host)
-                .inspect_err(|_| counters.dropped(DropReason::PeerFault))?;
+            // Before it has a configuration a guest may keep to one of before, when it was
+            // connected to another: its frames go nowhere.
+            if policy.ready {
+                offload
+                    .check(len, policy.offloads_to_host)
+                    .inspect_err(|_| counters.dropped(DropReason::PeerFault))?;
+            }
             let (groups, tap) = (&mut self.groups_to_host, &*self.shared.tap);
             let head = &frame[..len.min(HEAD_LEN)];
             match admit(policy, groups, tap, offload, head, len) {
@@ -143,7 +195,7 @@ impl StreamPump {
                 Ok(()) if impaired => {
                     let bytes = frame.to_vec();
                     let frame = ImpairedFrame { offload, bytes };
-                    impair(&mut self.to_host, Instant::now(), frame, counters);
+                    impair(&mut self.to_host, tap.now(), frame, counters);
                 }
                 Ok(()) => write_to_tap(&self.shared, offload, frame)?,
             }
@@ -154,7 +206,7 @@ impl StreamPump {
             *budget -= 1;
         }
         if impaired {
-            let now = Instant::now();
+            let now = self.shared.tap.now();
             while let Some(frame) = self.to_host.poll(now) {
                 counters.set_held(self.to_host.held());
                 write_to_tap(&self.shared, frame.offload, &frame.bytes)?;
@@ -179,8 +231,14 @@ impl StreamPump {
         }
     }
 
-    /// Moves at most a budget of frames from the TAP to the stream.
-    pub(crate) fn give_frames(&mut self) -> Result<Turn, PumpEnd> {
+    /// Sends the session's messages, then at most a budget of frames from the TAP.
+    pub(crate) fn give_output(&mut self, session: &mut Session) -> Result<Turn, PumpEnd> {
+        while let Some(message) = session.poll_transmit() {
+            if !self.link.send_control(message)? {
+                break;
+            }
+            session.transmitted();
+        }
         let policy = self.shared.policy.borrow_and_update().clone();
         if self.to_guest.config() != &policy.impair_to_guest {
             self.to_guest.set_config(policy.impair_to_guest.clone());
@@ -230,7 +288,8 @@ impl StreamPump {
         let counters = &self.shared.counters.host_to_guest;
         counters.frame_in(len);
         if !self.limit_to_guest.is_off() {
-            self.limit_to_guest.charge(Instant::now(), len);
+            let now = self.shared.tap.now();
+            self.limit_to_guest.charge(now, len);
         }
         match policy.filter.check_to_guest(&room[..len.min(HEAD_LEN)]) {
             Verdict::Drop(reason) => counters.dropped(reason),
@@ -255,13 +314,15 @@ impl StreamPump {
         let counters = &self.shared.counters.host_to_guest;
         counters.frame_in(len);
         if !self.limit_to_guest.is_off() {
-            self.limit_to_guest.charge(Instant::now(), len);
+            let now = self.shared.tap.now();
+            self.limit_to_guest.charge(now, len);
         }
         match policy.filter.check_to_guest(&bytes[..len.min(HEAD_LEN)]) {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
                 let frame = ImpairedFrame { offload, bytes };
-                impair(&mut self.to_guest, Instant::now(), frame, counters);
+                let now = self.shared.tap.now();
+                impair(&mut self.to_guest, now, frame, counters);
             }
         }
         Ok((!self.release()?).then_some(Turn::Full))
@@ -269,14 +330,18 @@ impl StreamPump {
 
     /// Puts the frames that are due into the stream; `false` if it has no room.
     fn release(&mut self) -> Result<bool, PumpEnd> {
-        let now = Instant::now();
+        let now = self.shared.tap.now();
         while let Some(frame) = self.waiting.take().or_else(|| self.to_guest.poll(now)) {
             let counters = &self.shared.counters.host_to_guest;
             let len = frame.bytes.len();
-            let Some(room) = reserve(&mut self.link, self.batches, len)? else {
-                self.waiting = Some(frame);
-                counters.set_held(self.to_guest.held() + 1);
-                return Ok(false);
+            let room = match reserve(&mut self.link, self.batches, len) {
+                Ok(Some(room)) => room,
+                stopped => {
+                    let stopped = stopped.map(|_| false);
+                    self.waiting = Some(frame);
+                    counters.set_held(self.to_guest.held() + 1);
+                    return Ok(stopped?);
+                }
             };
             room.copy_from_slice(&frame.bytes);
             counters.set_held(self.to_guest.held());
@@ -296,41 +361,29 @@ impl StreamPump {
         Ok(stopped != Turn::Full || self.link.wants_write())
     }
 
-    /// Sleeps until there may be something to do, or until `pause` is over. Dropping
-    /// the future loses nothing.
-    pub(crate) async fn sleep(
-        &mut self,
-        takes_input: bool,
-        pause: Option<Instant>,
-        stopped: Turn,
-    ) -> Result<(), PumpEnd> {
-        let counters = &self.shared.counters;
-        // Readiness is forgotten before the work that it announces, and the work
-        // goes on until the descriptor itself says that there is no more: what
-        // comes after that is a new edge.
-        let gives = stopped == Turn::TapEmpty;
-        let more_at = match stopped {
-            Turn::Paused(until) => Some(until),
-            Turn::Budget | Turn::TapEmpty | Turn::Full | Turn::Held => None,
-        };
-        let woken = tokio::select! {
-            ready = self.fd.readable(), if takes_input => {
-                ready.map(|mut ready| ready.clear_ready()).map(|()| &counters.guest_to_host)
-            }
-            ready = self.fd.writable(), if self.link.wants_write() => {
-                ready.map(|mut ready| ready.clear_ready()).map(|()| &counters.host_to_guest)
-            }
-            ready = tap_readable(&self.shared.tap), if gives => {
-                ready.map(|()| &counters.host_to_guest)
-            }
-            () = sleep_until(more_at) => Ok(&counters.host_to_guest),
-            () = sleep_until(pause) => Ok(&counters.guest_to_host),
-            () = sleep_until(self.to_guest.poll_at()), if gives => Ok(&counters.host_to_guest),
-            () = sleep_until(self.to_host.poll_at()) => Ok(&counters.guest_to_host),
-        };
-        // Readiness fails only when the runtime is going away.
-        woken.map_err(PumpEnd::Tap)?.wakeup();
+    /// Greets once more, if there is room.
+    pub(crate) fn greet_again(&mut self) -> Result<(), PumpEnd> {
+        self.link.greet_again()?;
         Ok(())
+    }
+
+    /// Whether bytes wait for the stream.
+    pub(crate) fn wants_write(&self) -> bool {
+        self.link.wants_write()
+    }
+
+    /// When there is more to do towards the guest, after a turn that stopped for this.
+    pub(crate) fn due_to_guest(&self, stopped: Turn) -> Option<Instant> {
+        match stopped {
+            Turn::Paused(until) => Some(until),
+            Turn::TapEmpty => self.to_guest.poll_at(),
+            Turn::Budget | Turn::Full | Turn::Held => None,
+        }
+    }
+
+    /// When there is more to do towards the host, if its input waits until `pause`.
+    pub(crate) fn due_to_host(&self, pause: Option<Instant>) -> Option<Instant> {
+        pause.into_iter().chain(self.to_host.poll_at()).min()
     }
 
     /// Lets go of what is held, and may tell the guest that the link is over.
@@ -348,8 +401,46 @@ impl StreamPump {
     }
 }
 
+impl StreamPump {
+    /// Sleeps until there may be something to do, or until `pause` is over. Dropping
+    /// the future loses nothing.
+    pub(crate) async fn sleep(
+        &mut self,
+        fd: &AsyncFd<StreamFd>,
+        takes_input: bool,
+        pause: Option<Instant>,
+        stopped: Turn,
+    ) -> Result<(), PumpEnd> {
+        let counters = &self.shared.counters;
+        // Readiness is forgotten before the work that it announces, and the work
+        // goes on until the descriptor itself says that there is no more: what
+        // comes after that is a new edge.
+        let gives = stopped == Turn::TapEmpty;
+        let woken = tokio::select! {
+            ready = fd.readable(), if takes_input => {
+                ready.map(|mut ready| ready.clear_ready()).map(|()| &counters.guest_to_host)
+            }
+            ready = fd.writable(), if self.wants_write() => {
+                ready.map(|mut ready| ready.clear_ready()).map(|()| &counters.host_to_guest)
+            }
+            ready = tap_readable(&self.shared.tap), if gives => {
+                ready.map(|()| &counters.host_to_guest)
+            }
+            () = sleep_until(self.due_to_guest(stopped)) => Ok(&counters.host_to_guest),
+            () = sleep_until(self.due_to_host(pause)) => Ok(&counters.guest_to_host),
+        };
+        // Readiness fails only when the runtime is going away.
+        woken.map_err(PumpEnd::Tap)?.wakeup();
+        Ok(())
+    }
+}
+
 /// Room for a frame; `None`: not now.
-fn reserve(link: &mut HostLink, batches: bool, len: usize) -> Result<Option<&mut [u8]>, LinkError> {
+fn reserve<S: Stream>(
+    link: &mut HostLink<S>,
+    batches: bool,
+    len: usize,
+) -> Result<Option<&mut [u8]>, LinkError> {
     if !batches {
         link.split().1.flush();
         if link.wants_write() {
@@ -359,7 +450,11 @@ fn reserve(link: &mut HostLink, batches: bool, len: usize) -> Result<Option<&mut
     link.split().1.reserve(len)
 }
 
-fn write_to_tap(shared: &PumpShared, offload: OffloadHeader, frame: &[u8]) -> Result<(), PumpEnd> {
+fn write_to_tap(
+    shared: &PumpShared<impl Wire>,
+    offload: OffloadHeader,
+    frame: &[u8],
+) -> Result<(), PumpEnd> {
     let part = RawSlice::new(frame.as_ptr(), frame.len());
     // SAFETY: the frame is borrowed for the length of the call.
     unsafe { write(shared, offload, [part, RawSlice::EMPTY], frame.len()) }

@@ -18,6 +18,7 @@
 //! | broken or unknown answer | – | fault | fault |
 //! | no whole header | fault | fault | fault |
 //! | done for the update | – | – | event; newer update sent |
+//! | error NoSession for the update | – | – | event: Waiting |
 //! | error for the update | – | – | event; newer update sent |
 //! | pong, or error, for the ping | – | event | event |
 //! | any other answer | – | – | – |
@@ -84,6 +85,10 @@ pub enum HostEvent<'m> {
         /// The serial of the configuration that holds now.
         serial: u32,
     },
+    /// The guest has no configuration, though it was sent one: on a link that loses
+    /// messages that may have been lost. It will say hello, and be given what was to
+    /// change as well.
+    SessionLost,
     /// The guest did not apply the update with this serial; what held before
     /// still holds.
     Rejected {
@@ -534,7 +539,12 @@ impl HostControl {
                 if self.close_ping(id) {
                     return Ok(Some(HostEvent::Pong));
                 }
-                self.close_update(id).map(|serial| HostEvent::Rejected {
+                let serial = self.close_update(id);
+                if serial.is_some() && code == ErrorCode::NoSession {
+                    self.state = State::Waiting;
+                    return Ok(Some(HostEvent::SessionLost));
+                }
+                serial.map(|serial| HostEvent::Rejected {
                     serial,
                     code,
                     words,

@@ -136,6 +136,16 @@ where
         self.tx.unsent_len() > 0
     }
 
+    /// Serial: greets once more, for a peer that was there before and may not have heard
+    /// of this side: it negotiates anew. `false`: no room now, or the stream loses
+    /// nothing.
+    ///
+    /// # Errors
+    /// As for [`FrameTx::reserve`].
+    pub fn greet_again(&mut self) -> Result<bool, LinkError> {
+        self.tx.greet_again()
+    }
+
     /// Whether bytes of the reader are a reason to wake up: not while
     /// [`Link::arm_for_room`] holds.
     pub fn wants_read(&self) -> bool {
@@ -210,6 +220,10 @@ where
 
     fn generation(&self) -> u32 {
         self.rx.generation()
+    }
+
+    fn may_lose(&self) -> bool {
+        self.tx.may_lose()
     }
 
     /// Queues a close and writes what the writer takes. While

@@ -75,6 +75,20 @@ impl<W: Write + WriteReady, B: AsMut<[u8]>> StreamTx<W, B> {
         Ok(true)
     }
 
+    pub(super) fn may_lose(&self) -> bool {
+        self.framing == Framing::Serial
+    }
+
+    pub(super) fn greet_again(&mut self) -> Result<bool, LinkError> {
+        self.reserved = None;
+        if !self.may_lose() || !self.make_room(GREETING.len())? {
+            return Ok(false);
+        }
+        self.push(Channel::Greeting, &GREETING);
+        self.drain();
+        Ok(true)
+    }
+
     /// Whether a frame of `len` bytes could be reserved.
     pub(super) fn has_room(&mut self, len: usize) -> Result<bool, LinkError> {
         Ok(self.is_possible(len) && self.make_room(len)?)
