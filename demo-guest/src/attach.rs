@@ -44,8 +44,9 @@ pub(crate) trait Attached: Sized {
     /// What wakes the guest, given its link.
     fn wakers(&self, link: &Self::Link) -> [PollFd<'_>; 2];
 
-    /// Takes note of which wakers are ready; `false`: the bridge is gone.
-    fn woken(&self, ready: [bool; 2], link: &mut Self::Link) -> bool;
+    /// Takes note of which wakers are ready, and of whether the stack has found the link's
+    /// end; `false`: the bridge is gone.
+    fn woken(&self, ready: [bool; 2], ended: bool, link: &mut Self::Link) -> bool;
 
     /// Says goodbye where the end of the process does not.
     fn leave(&self, _link: &mut Self::Link) {}
@@ -93,7 +94,7 @@ impl Attached for Memory {
         ]
     }
 
-    fn woken(&self, [rung, socket]: [bool; 2], _: &mut Self::Link) -> bool {
+    fn woken(&self, [rung, socket]: [bool; 2], _: bool, _: &mut Self::Link) -> bool {
         if rung {
             self.0.doorbell.drain();
         }
@@ -172,8 +173,9 @@ impl Attached for Stream {
         ]
     }
 
-    fn woken(&self, [ready, _]: [bool; 2], link: &mut Self::Link) -> bool {
-        !ready || link.split().0.peek().is_ok()
+    fn woken(&self, [ready, _]: [bool; 2], ended: bool, link: &mut Self::Link) -> bool {
+        // Who writes notices the end first, and may leave frames unread.
+        !ended && (!ready || link.split().0.peek().is_ok())
     }
 
     fn leave(&self, link: &mut Self::Link) {

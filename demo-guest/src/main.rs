@@ -183,7 +183,10 @@ fn sleep<A: Attached>(
     {
         commands.read(spawner)?;
     }
-    Ok(network.with(|stack, _| attachment.woken(wakers, stack.link())))
+    Ok(network.with(|stack, _| {
+        let ended = stack.link_error().is_some();
+        attachment.woken(wakers, ended, stack.link())
+    }))
 }
 
 /// Whether the bridge has configured this guest.

@@ -10,7 +10,8 @@ use host_bridge::probe::http::http_get;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::{
-    BULK, BULK_PATIENCE, PATIENCE, World, answers, in_private_network, interface, netlink, until,
+    BULK, BULK_PATIENCE, Guest, PATIENCE, World, answers, in_private_network, interface, netlink,
+    until,
 };
 
 fn open(address: std::net::SocketAddr) -> TcpStream {
@@ -56,33 +57,38 @@ fn bulk_transfers_both_ways_go_on_when_the_daemon_is_back() {
     in_private_network(|| {
         let mut world = World::start("");
         let guest = world.guest("patient");
-        let moved = |world: &World| {
-            let port = world.running("patient");
-            port.map_or([0, 0], |port| {
-                let counters = port.counters;
-                [counters.guest_to_host, counters.host_to_guest].map(|way| way.bytes_out)
-            })
-        };
-        for from_guest in [true, false] {
-            let (source, sink) = (guest.v4(SOURCE_PORT), guest.v6(SINK_PORT));
-            let transfer = std::thread::spawn(move || match from_guest {
-                true => bulk_receive(source, 10 * BULK, 1, BULK_PATIENCE),
-                false => bulk_send(sink, 10 * BULK, 1, BULK_PATIENCE),
-            });
-            let before = moved(&world);
-            let way = usize::from(!from_guest);
-            until("the transfer", || {
-                moved(&world)[way] > before[way] + 5_000_000
-            });
-            world.kill_daemon();
-            assert!(!transfer.is_finished(), "it was killed too late");
-            until("the TAP's end", || interface(&guest.port).is_none());
-            std::thread::sleep(Duration::from_millis(500));
-            world.start_daemon();
-            until("the transfer again", || moved(&world)[way] > 1_000_000);
-            assert!(transfer.join().unwrap().unwrap().checksum_ok);
-        }
+        transfers_go_on(&mut world, &guest, "patient");
     });
+}
+
+/// Kills the daemon in the middle of a transfer each way, and has another go on.
+pub(crate) fn transfers_go_on(world: &mut World, guest: &Guest, name: &str) {
+    let moved = |world: &World| {
+        let port = world.running(name);
+        port.map_or([0, 0], |port| {
+            let counters = port.counters;
+            [counters.guest_to_host, counters.host_to_guest].map(|way| way.bytes_out)
+        })
+    };
+    for from_guest in [true, false] {
+        let (source, sink) = (guest.v4(SOURCE_PORT), guest.v6(SINK_PORT));
+        let transfer = std::thread::spawn(move || match from_guest {
+            true => bulk_receive(source, 10 * BULK, 1, BULK_PATIENCE),
+            false => bulk_send(sink, 10 * BULK, 1, BULK_PATIENCE),
+        });
+        let before = moved(world);
+        let way = usize::from(!from_guest);
+        until("the transfer", || {
+            moved(world)[way] > before[way] + 5_000_000
+        });
+        world.kill_daemon();
+        assert!(!transfer.is_finished(), "it was killed too late");
+        until("the TAP's end", || interface(&guest.port).is_none());
+        std::thread::sleep(Duration::from_millis(500));
+        world.start_daemon();
+        until("the transfer again", || moved(world)[way] > 1_000_000);
+        assert!(transfer.join().unwrap().unwrap().checksum_ok);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use host_bridge::probe::bulk::{SINK_PORT, SOURCE_PORT, bulk_receive, bulk_send};
 use crate::common::{
     BULK, BULK_PATIENCE, Guest, World, guest_command_at, in_private_network, until,
 };
+use crate::outages::transfers_go_on;
 use crate::services::use_everything;
 
 const STREAM: &str = "@end-to-end-stream";
@@ -32,5 +33,14 @@ fn every_service_works_behind_a_byte_stream_and_after_the_daemons_end() {
         world.start_daemon();
         until("the guest's return", || world.running("server").is_some());
         use_everything(guest.addresses[0], 3);
+    });
+}
+
+#[test]
+fn transfers_of_a_guest_behind_a_byte_stream_go_on_when_the_daemon_is_back() {
+    in_private_network(|| {
+        let mut world = World::start(SETTINGS);
+        let guest = guest(&world);
+        transfers_go_on(&mut world, &guest, "server");
     });
 }
