@@ -56,13 +56,13 @@ fn a_connection_outlives_the_daemon() {
 fn bulk_transfers_both_ways_go_on_when_the_daemon_is_back() {
     in_private_network(|| {
         let mut world = World::start("");
-        let guest = world.guest("patient");
-        transfers_go_on(&mut world, &guest, "patient");
+        let mut guest = world.guest("patient");
+        transfers_go_on(&mut world, &mut guest, "patient");
     });
 }
 
-/// Kills the daemon in the middle of a transfer each way, and has another go on.
-pub(crate) fn transfers_go_on(world: &mut World, guest: &Guest, name: &str) {
+/// Kills the daemon in the middle of a transfer each way, thrice, and has another go on.
+pub(crate) fn transfers_go_on(world: &mut World, guest: &mut Guest, name: &str) {
     let moved = |world: &World| {
         let port = world.running(name);
         port.map_or([0, 0], |port| {
@@ -81,12 +81,20 @@ pub(crate) fn transfers_go_on(world: &mut World, guest: &Guest, name: &str) {
         until("the transfer", || {
             moved(world)[way] > before[way] + 5_000_000
         });
-        world.kill_daemon();
-        assert!(!transfer.is_finished(), "it was killed too late");
-        until("the TAP's end", || interface(&guest.port).is_none());
-        std::thread::sleep(Duration::from_millis(500));
-        world.start_daemon();
-        until("the transfer again", || moved(world)[way] > 1_000_000);
+        let pid = Pid::from_raw(guest.pid().try_into().unwrap()).unwrap();
+        for _ in 0..3 {
+            // The guest stands still meanwhile: it has much to read then, and finds out by
+            // answering that nobody is there.
+            kill_process(pid, Signal::STOP).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            world.kill_daemon();
+            kill_process(pid, Signal::CONT).unwrap();
+            assert!(!transfer.is_finished(), "it was killed too late");
+            until("the TAP's end", || interface(&guest.port).is_none());
+            std::thread::sleep(Duration::from_millis(300));
+            world.start_daemon();
+            until("the transfer again", || moved(world)[way] > 1_000_000);
+        }
         assert!(transfer.join().unwrap().unwrap().checksum_ok);
     }
 }

@@ -40,7 +40,7 @@ fn every_service_works_behind_a_byte_stream_and_after_the_daemons_end() {
 fn transfers_of_a_guest_behind_a_byte_stream_go_on_when_the_daemon_is_back() {
     in_private_network(|| {
         let mut world = World::start(SETTINGS);
-        let guest = guest(&world);
-        transfers_go_on(&mut world, &guest, "server");
+        let mut guest = guest(&world);
+        transfers_go_on(&mut world, &mut guest, "server");
     });
 }
