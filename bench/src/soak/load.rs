@@ -50,7 +50,8 @@ pub(super) type Place = [IpAddr; 2];
 
 /// Where the guests are.
 pub(super) struct Places {
-    /// Those that stay; the first is the witness for latency.
+    /// Those that stay; the first is the witness for latency, the last is behind a byte
+    /// stream, which no keeper keeps.
     pub(super) staying: Vec<Place>,
     /// The one that comes and goes.
     pub(super) passing: Place,
@@ -64,11 +65,13 @@ pub(super) fn start(
     random: &mut Random,
 ) -> Vec<JoinHandle<()>> {
     let mut threads = Vec::new();
+    let last = places.staying.last().copied();
     let mut spawn = |work: Work, name: String, place: Place, rate: f64| {
         let random = std::cell::RefCell::new(random.fork());
         let client = Client {
             shared: shared.clone(),
             place,
+            kept: Some(place) != last,
             rate,
             random,
         };
@@ -105,6 +108,8 @@ type Work = fn(&Client);
 struct Client {
     shared: Arc<Shared>,
     place: Place,
+    /// Whether it stays while the daemon is replaced.
+    kept: bool,
     rate: f64,
     random: std::cell::RefCell<Random>,
 }
@@ -122,7 +127,7 @@ impl Client {
     fn judge<T>(&self, what: &str, result: Result<T, Failure>) -> Option<T> {
         match result {
             Ok(value) => return Some(value),
-            Err(Failure::Connect(_)) if self.shared.excused() => {
+            Err(Failure::Connect(_)) if self.shared.excused(self.kept) => {
                 self.shared.count(|done| done.refused += 1);
                 thread::sleep(CONNECT_REST);
             }
@@ -344,7 +349,7 @@ impl Client {
                     self.shared
                         .error(format!("the guest that comes and goes: {what}"));
                 }
-                Err(_) if self.shared.life() != life || self.shared.excused() => {
+                Err(_) if self.shared.life() != life || self.shared.excused(self.kept) => {
                     thread::sleep(CONNECT_REST)
                 }
                 Err(failure) => {

@@ -58,7 +58,7 @@ pub struct Options {
     /// What decides the events, and the sizes of the transfers.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Guests that stay for the whole run.
+    /// Guests that share memory and stay for the whole run; one more is behind a byte stream.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
     guests: u16,
     /// What all bulk transfers together may move, in megabits per second.
@@ -112,7 +112,8 @@ impl Options {
         let mut world = World::start(self.guests, shared.clone())?;
         let bytes_per_second = self.mbit * 1e6 / 8.0;
         let threads = load::start(&shared, &world.places(), bytes_per_second, &mut random);
-        let mut schedule = Schedule::new(random.fork(), self.guests, length);
+        let guests = self.guests + 1;
+        let mut schedule = Schedule::new(random.fork(), guests, length);
         let mut samples = Vec::new();
         let start = Instant::now();
         let (mut next_event, mut next_sample) = (schedule.pause(), every);
@@ -135,7 +136,7 @@ impl Options {
             thread::sleep(Duration::from_millis(20));
         }
         // What is under way ends well: the last transfers are compared to their ends.
-        for guest in 0..self.guests {
+        for guest in 0..guests {
             world.apply(Event::Calm { guest })?;
         }
         shared.finish();

@@ -30,6 +30,8 @@ pub(super) struct Shared {
     daemon_born_ms: AtomicU64,
     /// When a failing connect was last excused, in milliseconds since the start.
     excused_until_ms: AtomicU64,
+    /// The same for a connect to a guest that no keeper keeps.
+    unkept_until_ms: AtomicU64,
     /// Counts up whenever the guest that comes and goes does so; odd while it is there.
     passing: AtomicU64,
 }
@@ -46,6 +48,7 @@ impl Shared {
             wanted: AtomicU64::new(0),
             daemon_born_ms: AtomicU64::new(0),
             excused_until_ms: AtomicU64::new(0),
+            unkept_until_ms: AtomicU64::new(0),
             passing: AtomicU64::new(0),
         }
     }
@@ -99,14 +102,22 @@ impl Shared {
     /// From now on until [`daemon_is_there`](Self::daemon_is_there) nobody can connect.
     pub(super) fn daemon_goes(&self) {
         self.excused_until_ms.store(u64::MAX, Relaxed);
+        self.daemon_is_replaced();
+    }
+
+    /// The same for guests that are not kept; others notice a pause.
+    pub(super) fn daemon_is_replaced(&self) {
+        self.unkept_until_ms.store(u64::MAX, Relaxed);
     }
 
     /// A daemon is there that was not before, and the guests that stay have it.
     pub(super) fn daemon_is_there(&self) {
         self.daemon_born_ms.store(self.now_ms(), Relaxed);
-        // Unless it was missed at all.
-        if self.excused_until_ms.load(Relaxed) == u64::MAX {
-            self.excuse();
+        let until = self.now_ms() + EXCUSE.as_millis() as u64;
+        for missed in [&self.excused_until_ms, &self.unkept_until_ms] {
+            if missed.load(Relaxed) == u64::MAX {
+                missed.store(until, Relaxed);
+            }
         }
     }
 
@@ -116,9 +127,12 @@ impl Shared {
             .store(self.now_ms() + EXCUSE.as_millis() as u64, Relaxed);
     }
 
-    /// Whether a connect may have failed for want of a daemon.
-    pub(super) fn excused(&self) -> bool {
-        self.now_ms() < self.excused_until_ms.load(Relaxed)
+    /// Whether a connect may have failed for want of a daemon, to a guest that a keeper
+    /// keeps or not.
+    pub(super) fn excused(&self, kept: bool) -> bool {
+        let now = self.now_ms();
+        let until = self.excused_until_ms.load(Relaxed);
+        now < until || (!kept && now < self.unkept_until_ms.load(Relaxed))
     }
 
     /// The guest that comes and goes did so.

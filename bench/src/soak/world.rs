@@ -41,13 +41,19 @@ pub(super) struct World {
     passed: u64,
 }
 
+/// Where the guest behind a byte stream attaches.
+const STREAM: &str = "@bench-stream";
+
 fn name(guest: usize) -> String {
     format!("stays{guest}")
 }
 
+/// `guests` have a socket of their own; those of the first socket come as they are: first,
+/// and first again after each restart, the one behind a byte stream, then the one that
+/// comes and goes.
 fn config(guests: u16) -> String {
     let mut text = format!(
-        "socket = {:?}\nadmin = {:?}\nnet4 = \"10.77.0.0/24\"\nnet6 = \"fd77::/120\"\nmtu = 9000\n",
+        "socket = {:?}\nadmin = {:?}\nstream = {STREAM:?}\nnet4 = \"10.77.0.0/24\"\nnet6 = \"fd77::/120\"\nmtu = 9000\n",
         ours::SOCKET,
         ours::ADMIN
     );
@@ -63,7 +69,8 @@ fn config(guests: u16) -> String {
 }
 
 impl World {
-    /// Starts the daemon and the guests that stay.
+    /// Starts the daemon and the guests that stay: so many that share memory, and one
+    /// behind a byte stream.
     ///
     /// # Errors
     /// What does not start.
@@ -82,10 +89,15 @@ impl World {
         tools::until_ok("the daemon", || world.admin.status(None))?;
         for guest in 0..usize::from(guests) {
             let name = name(guest);
-            world
-                .staying
-                .push(ours::lasting_guest(&format!("@bench-{name}"), &name)?);
+            world.staying.push(ours::lasting_guest(
+                &["--socket", &format!("@bench-{name}")],
+                &name,
+            )?);
         }
+        let name = name(guests.into());
+        world
+            .staying
+            .push(ours::lasting_guest(&["--stream", STREAM], &name)?);
         world.until_there()?;
         Ok(world)
     }
@@ -99,13 +111,18 @@ impl World {
                 IpAddr::from([0xfd90, guest, 0, 0, 0, 0, 0, 2]),
             ]
         };
+        // The places of the socket for all: see `config`.
+        let shared = |number: u8| -> Place {
+            let last = 4 * number + 2;
+            [
+                IpAddr::from([10, 77, 0, last]),
+                IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, last.into()]),
+            ]
+        };
+        let ports = (0..self.staying.len() - 1).map(place);
         Places {
-            staying: (0..self.staying.len()).map(place).collect(),
-            // The first place of the socket for all: see `config`.
-            passing: [
-                IpAddr::from([10, 77, 0, 2]),
-                IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, 2]),
-            ],
+            staying: ports.chain([shared(0)]).collect(),
+            passing: shared(1),
         }
     }
 
@@ -118,11 +135,13 @@ impl World {
         match event {
             Event::Kill => {
                 let worker = self.worker().ok_or("the keeper keeps no daemon")?;
+                self.shared.daemon_is_replaced();
                 kill_process(worker, Signal::KILL)?;
                 self.succeeded(worker)
             }
             Event::Replace => {
                 let worker = self.worker().ok_or("the keeper keeps no daemon")?;
+                self.shared.daemon_is_replaced();
                 if let Err(error) = self.admin.restart() {
                     let what = format!("the daemon cannot be replaced: {error}");
                     self.shared.error(what);
@@ -228,7 +247,10 @@ impl World {
     /// Changes the port of a guest that stays.
     fn change(&self, guest: u16, change: PortChange) -> Result<()> {
         let name = name(guest.into());
-        if let Err(error) = self.admin.change(&name, change) {
+        let ports = self.admin.status(None).unwrap_or_default();
+        let port = ports.into_iter().find(|port| port.guest == name);
+        let port = port.map_or(name.clone(), |port| port.name);
+        if let Err(error) = self.admin.change(&port, change) {
             self.shared
                 .error(format!("{name} cannot be changed: {error}"));
         }
@@ -249,7 +271,7 @@ impl World {
             None => {
                 self.passed += 1;
                 let name = format!("passes{}", self.passed);
-                self.passing = Some(ours::lasting_guest(ours::SOCKET, &name)?);
+                self.passing = Some(ours::lasting_guest(&["--socket", ours::SOCKET], &name)?);
                 match self.until_running(&name, PATIENCE) {
                     true => self.shared.passed(),
                     false => {

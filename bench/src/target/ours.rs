@@ -81,9 +81,9 @@ pub(crate) fn daemon_with(words: &[&str]) -> Result<Helper> {
 }
 
 /// Starts a guest that waits for the daemon to come back.
-pub(crate) fn lasting_guest(socket: &str, name: &str) -> Result<Helper> {
+pub(crate) fn lasting_guest(place: &[&str], name: &str) -> Result<Helper> {
     let mut command = Command::new(program("demo-guest")?);
-    command.args(["--socket", socket, "--name", name]);
+    command.args(place).args(["--name", name]);
     // It warns of every restart.
     command.env("RUST_LOG", "error");
     spawn(command)
