@@ -558,6 +558,53 @@ mod tests {
     }
 
     #[test]
+    fn no_frame_passes_while_a_guest_has_lost_its_configuration() {
+        let (mut session, _) = configured(Offloads::NONE, ImpairConfig::default());
+        session.open();
+        let policy = session.policy();
+        let serial = session
+            .update(
+                |network| {
+                    network.mtu = 1400;
+                    Ok(())
+                },
+                None,
+                None,
+            )
+            .unwrap()
+            .unwrap();
+        // A guest that was started anew, and whose hello is still to come.
+        let mut stranger = GuestControl::new(GuestOffer {
+            session: 2,
+            versions: VersionRange::SUPPORTED,
+            features: 0,
+            max_mtu: 1500,
+            can_receive: Offloads::NONE,
+            can_send: Offloads::NONE,
+            name: Default::default(),
+        });
+        let hello = stranger.poll_transmit().unwrap().to_vec();
+        stranger.transmitted();
+        let mut other = configured(Offloads::NONE, ImpairConfig::default()).0;
+        other.handle_message(&hello).unwrap();
+        let accept = other.poll_transmit().unwrap().to_vec();
+        stranger.handle_message(&accept).unwrap();
+        stranger.transmitted();
+        let update = session.poll_transmit().unwrap().to_vec();
+        session.transmitted();
+        assert!(stranger.handle_message(&update).unwrap().is_none());
+        let answer = stranger.poll_transmit().unwrap().to_vec();
+        let actions = session.handle_message(&answer).unwrap();
+        assert!(!policy.borrow().ready);
+        assert_eq!(session.state(), &PortState::Waiting);
+        assert!(matches!(
+            actions[..],
+            [Action::Answered { serial: answered, result: Ok(()) }] if answered == serial
+        ));
+        assert_eq!(session.offered().mtu, 1400);
+    }
+
+    #[test]
     fn what_a_guest_was_sent_is_allowed_although_newer_changes_wait_behind_it() {
         let all = Offloads::CHECKSUM.union(Offloads::TSO4);
         let bad: ImpairConfig = "loss=1%".parse().unwrap();

@@ -760,6 +760,22 @@ fn a_peer_that_restarts_on_a_serial_line_changes_the_generation() {
 }
 
 #[test]
+fn a_host_may_greet_a_serial_line_again_and_a_reliable_stream_not() {
+    let mut pair = Pair::new(Framing::Serial);
+    send(&mut pair.sender, &frame(b"one"));
+    assert_eq!(recv(&mut pair.receiver), Ok(Some(frame(b"one"))));
+    let generation = pair.receiver.generation();
+    assert_eq!(pair.sender.greet_again(), Ok(true));
+    assert_eq!(recv(&mut pair.receiver), Ok(None));
+    assert_ne!(pair.receiver.generation(), generation);
+    let mut pair = Pair::new(Framing::Prefixed);
+    send(&mut pair.sender, &frame(b"one"));
+    assert_eq!(pair.sender.greet_again(), Ok(false));
+    assert_eq!(recv(&mut pair.receiver), Ok(Some(frame(b"one"))));
+    assert_eq!(recv(&mut pair.receiver), Ok(None));
+}
+
+#[test]
 fn a_second_greeting_on_a_reliable_stream_is_a_fault() {
     let mut pair = Pair::new(Framing::Prefixed);
     pair.sender.split().1.flush();

@@ -54,6 +54,17 @@ fn datagrams_arrive_as_they_were_sent_and_are_answered_in_the_end() {
     let with = |seed| Run {
         seed,
         datagrams: true,
+        wider: false,
+    };
+    run(&(0..count()).map(with).collect::<Vec<_>>());
+}
+
+#[test]
+fn guests_behind_byte_streams_lose_nothing_and_deleted_taps_cost_a_pause() {
+    let with = |seed| Run {
+        seed,
+        datagrams: seed % 4 == 3,
+        wider: true,
     };
     run(&(0..count()).map(with).collect::<Vec<_>>());
 }
@@ -61,13 +72,14 @@ fn datagrams_arrive_as_they_were_sent_and_are_answered_in_the_end() {
 #[test]
 fn seeds_that_once_showed_a_mistake_show_none() {
     let text = include_str!("../seeds.txt");
-    // With a `d` in front: with datagrams.
+    // What stands in front of them is explained there.
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let seeds: Vec<Run> = lines
         .flat_map(str::split_whitespace)
         .map(|word| Run {
-            seed: word.trim_start_matches('d').parse().unwrap(),
+            seed: word.trim_start_matches(['d', 'w']).parse().unwrap(),
             datagrams: word.starts_with('d'),
+            wider: word.contains('w'),
         })
         .collect();
     assert!(!seeds.is_empty());
@@ -81,6 +93,7 @@ fn a_seed_always_means_the_same_run() {
         let what = Run {
             seed,
             datagrams: seed % 2 == 1,
+            wider: seed % 4 > 1,
         };
         let first = simulation::run(what, false).unwrap();
         let second = simulation::run(what, false).unwrap();

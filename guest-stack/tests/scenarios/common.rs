@@ -60,6 +60,7 @@ struct Shared {
     bells: [Option<Bell>; 2],
     random: u64,
     generation: u32,
+    loses_control: bool,
     directions: [Direction; 2],
 }
 
@@ -121,6 +122,7 @@ impl Cable {
             bells: [None, None],
             random: seed | 1,
             generation: 1,
+            loses_control: false,
             directions: [direction(), direction()],
         })))
     }
@@ -160,6 +162,15 @@ impl Cable {
 
     pub(crate) fn set_generation(&self, generation: u32) {
         self.shared().generation = generation;
+    }
+
+    /// Control messages may be lost from now on; those under way are.
+    pub(crate) fn lose_control(&self) {
+        let mut shared = self.shared();
+        shared.loses_control = true;
+        for direction in &mut shared.directions {
+            direction.control.clear();
+        }
     }
 
     /// Has `bell` called whenever something arrives at that end.
@@ -339,6 +350,10 @@ impl Link for TestLink {
 
     fn generation(&self) -> u32 {
         self.rx.cable.shared().generation
+    }
+
+    fn may_lose(&self) -> bool {
+        self.rx.cable.shared().loses_control
     }
 
     fn close(&mut self) {

@@ -445,9 +445,12 @@ fn a_stack_with_control_asks_applies_changes_and_begins_anew_with_a_restarted_ho
         host_side.events
     );
 
-    // The host comes back with no memory of the session.
+    // The host comes back with no memory of the session, and rings or greets only.
+    let _ = stack.poll(now);
+    assert!(stack.arm());
     host_side = Host::new(&cable, network);
     cable.set_generation(2);
+    assert!(!stack.arm(), "there is somebody to say hello to");
     negotiate(&mut host_side, &mut stack, now);
     let control = stack.control().unwrap();
     assert_eq!(control.changes(), 3);
@@ -456,6 +459,63 @@ fn a_stack_with_control_asks_applies_changes_and_begins_anew_with_a_restarted_ho
         stack.sockets().udp_readiness(socket).is_ok(),
         "the socket is still there"
     );
+}
+
+#[test]
+fn who_gets_no_answer_on_a_link_that_loses_messages_asks_again() {
+    let cable = Cable::new(1);
+    let mut host_side = Host::new(&cable, NetworkConfig::new(MAC[0], 1500));
+    let control = Control::new(control::offer(1, "guest"));
+    let mut now = cable.now();
+    let mut stack = Stack::with_control(cable.end(0), config(1), control, now);
+    cable.lose_control();
+    for lost in ["hello", "accept", "configuration"] {
+        let begun = stack.poll(now).deadline.expect("a time to ask again");
+        assert!(
+            begun > now && begun <= now + Duration::from_secs(1),
+            "{lost}"
+        );
+        if lost != "hello" {
+            host_side.poll();
+        }
+        if lost == "configuration" {
+            let _ = stack.poll(now);
+            host_side.poll();
+        }
+        cable.lose_control();
+        now = begun;
+        assert_eq!(stack.sockets().net_config().carrier, false, "{lost}");
+    }
+    negotiate(&mut host_side, &mut stack, now);
+    assert!(stack.sockets().net_config().carrier);
+    let later = stack.poll(now + Duration::from_secs(60));
+    assert_eq!(stack.control().unwrap().changes(), 1);
+    assert_eq!(later.deadline, None, "nothing more to ask");
+}
+
+#[test]
+fn frames_are_complete_until_a_restarted_host_has_said_what_it_takes() {
+    let cable = Cable::new(1);
+    let mut network = NetworkConfig::new(MAC[0], 1500);
+    network.offloads_to_host = Offloads::CHECKSUM;
+    let own = Ipv4Addr::new(10, 0, 0, 1);
+    network.v4.push(Prefixed::new(own, 24)).unwrap();
+    let mut host_side = Host::new(&cable, network.clone());
+    let control = Control::new(control::offer(1, "guest"));
+    let now = cable.now();
+    let mut stack = Stack::with_control(cable.end(0), config(1), control, now);
+    negotiate(&mut host_side, &mut stack, now);
+    assert_eq!(stack.sockets().net_config().tx_offloads, Offloads::CHECKSUM);
+    cable.set_generation(2);
+    let _ = stack.poll(now);
+    assert_eq!(stack.sockets().net_config().tx_offloads, Offloads::NONE);
+    host_side = Host::new(&cable, network.clone());
+    negotiate(&mut host_side, &mut stack, now);
+    assert_eq!(stack.sockets().net_config().tx_offloads, Offloads::CHECKSUM);
+    stack.replace_link(cable.end(0), now);
+    assert_eq!(stack.sockets().net_config().tx_offloads, Offloads::NONE);
+    negotiate(&mut host_side, &mut stack, now);
+    assert_eq!(stack.sockets().net_config().tx_offloads, Offloads::CHECKSUM);
 }
 
 #[test]

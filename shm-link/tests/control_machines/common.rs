@@ -164,6 +164,7 @@ impl Pair {
                 HostEvent::Report { level, text } => format!("report {level:?}: {text}"),
                 HostEvent::Goodbye { code, words } => format!("goodbye {code}: {words}"),
                 HostEvent::Pong => "pong".to_owned(),
+                HostEvent::SessionLost => "session lost".to_owned(),
             });
         }
         any

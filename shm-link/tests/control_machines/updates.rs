@@ -56,6 +56,30 @@ fn a_rejected_update_is_reported_and_the_next_one_is_sent() {
 }
 
 #[test]
+fn an_update_for_a_guest_that_lost_its_configuration_is_given_when_it_asks() {
+    let mut pair = Pair::new();
+    // Hello and accept; configure; the configuration is lost on the way.
+    pair.guest_sends();
+    pair.host_receives();
+    pair.host_sends();
+    pair.guest_receives();
+    pair.guest_sends();
+    pair.host_receives();
+    while pair.host.poll_transmit().is_some() {
+        pair.host.transmitted();
+    }
+    assert_eq!(pair.guest.state(), GuestState::Configuring);
+    assert_eq!(pair.host.state(), HostState::Running);
+    pair.update(|c| c.mtu = 1501);
+    pair.run();
+    assert_eq!(pair.host_events.last().unwrap(), "session lost");
+    assert_eq!(pair.host.state(), HostState::Waiting);
+    pair.guest.restart();
+    pair.run();
+    assert_eq!(pair.guest_events, ["configured 1 mtu 1501"]);
+}
+
+#[test]
 fn an_update_that_makes_no_sense_for_this_guest_changes_nothing() {
     let mut offer = guest_offer();
     offer.max_mtu = 1000;
