@@ -14,6 +14,7 @@ use shm_link::region::Region;
 use shm_link::stream::Framing;
 use shm_link::superblock::Layout;
 
+use crate::allowance::Allowance;
 use crate::bell::Doorbells;
 use crate::error::BridgeError;
 use crate::netlink::Netlink;
@@ -27,6 +28,7 @@ pub struct Bridge {
     netlink: Netlink,
     workers: Workers,
     ports: Arc<Mutex<BTreeMap<String, PortHandle>>>,
+    memory: Allowance,
 }
 
 impl Bridge {
@@ -50,7 +52,20 @@ impl Bridge {
             netlink: Netlink::connect()?,
             workers,
             ports: Arc::default(),
+            memory: Allowance::unlimited(),
         })
+    }
+
+    /// The same, for guests that come to servers of its own: these may use no more memory
+    /// than this, together. A monitor's guests have memory of the monitor's.
+    #[must_use]
+    pub fn with_memory(self, memory: Allowance) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// What its servers' guests may use.
+    pub(crate) fn memory(&self) -> &Allowance {
+        &self.memory
     }
 
     /// Attaches a guest to a TAP. `region` is memory that the guest can see, all

@@ -12,11 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shm_link::linux::address::Address;
+use shm_link::superblock::Layout;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::admin::AdminServer;
+use crate::allowance::{Allowance, of_control_group, of_rings};
 use crate::bridge::Bridge;
 use crate::error::{BridgeError, NetlinkError, TapError};
 use crate::kick::never_waits;
@@ -40,6 +42,7 @@ pub struct Bound {
     settings: Settings,
     sockets: Vec<(Listening, Option<Listening>)>,
     admin: Option<Listening>,
+    memory: Allowance,
     store: Store,
 }
 
@@ -78,10 +81,15 @@ impl Bound {
             Some(address) => Some(listen(address, &Visitors::OWN)?),
             None => None,
         };
+        // Later it may not be read any more.
+        let allowed = settings.memory.or_else(of_control_group);
+        let memory = allowed.map_or_else(Allowance::unlimited, Allowance::within);
+        check_memory(&settings.sockets, &memory)?;
         Ok(Self {
             settings,
             sockets,
             admin,
+            memory,
             store,
         })
     }
@@ -150,9 +158,10 @@ impl Bound {
             settings,
             sockets,
             admin,
+            memory,
             store,
         } = self;
-        let bridge = Bridge::with_workers(workers)?;
+        let bridge = Bridge::with_workers(workers)?.with_memory(memory);
         // Before guests take what was kept for them.
         check_system(&settings.sockets, &store).await?;
         for listening in sockets
@@ -443,6 +452,35 @@ fn announce(settings: &Settings) {
         }
         None => log::info!("no admin socket"),
     }
+}
+
+/// Says at the start whether there is memory for all guests that may come, and refuses to
+/// start if there is for none.
+fn check_memory(sockets: &[SocketSettings], memory: &Allowance) -> Result<(), BridgeError> {
+    let Some(allowed) = memory.allowed() else {
+        return Ok(());
+    };
+    let (mut guests, mut needed) = (0, 0u64);
+    for socket in sockets {
+        // The settings have checked that there is one.
+        let Ok(layout) = Layout::new(socket.policy.layout) else {
+            continue;
+        };
+        drop(memory.for_rings(&layout)?);
+        let count = u64::from(socket.places.count());
+        guests += count;
+        needed = needed.saturating_add(count.saturating_mul(of_rings(&layout)));
+    }
+    if needed > allowed {
+        log::warn!(
+            "up to {guests} guests may attach and come to need {} MiB, and {} MiB of memory are \
+             left for them: some may be turned away; allow more (--memory, or the control group), \
+             fewer guests (--max-guests) or smaller rings (--ring-bytes)",
+            needed >> 20,
+            allowed >> 20
+        );
+    }
+    Ok(())
 }
 
 /// The options that attach a stock QEMU to the daemon at `address`.

@@ -20,6 +20,21 @@ pub enum BridgeError {
     /// The host's network configuration could not be read or changed.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// There is too little memory for another guest.
+    #[error(
+        "no memory for it: it may come to need {}, and those who are there {} of {} for all guests: \
+         allow the daemon more (--memory, or its control group), or give guests smaller rings \
+         (--ring-bytes)",
+        kib(*needed), kib(*used), kib(*allowed)
+    )]
+    Memory {
+        /// Bytes that the guest may come to need.
+        needed: u64,
+        /// Bytes that the others may.
+        used: u64,
+        /// Bytes that all together may.
+        allowed: u64,
+    },
     /// A system call failed.
     #[error("{doing}: {source}")]
     Io {
@@ -44,9 +59,13 @@ impl BridgeError {
         use io::ErrorKind::{BrokenPipe, ConnectionReset};
         match self {
             Self::Io { source, .. } => matches!(source.kind(), BrokenPipe | ConnectionReset),
-            Self::Tap(_) | Self::Netlink(_) => false,
+            Self::Tap(_) | Self::Netlink(_) | Self::Memory { .. } => false,
         }
     }
+}
+
+fn kib(bytes: u64) -> String {
+    format!("{} KiB", bytes >> 10)
 }
 
 /// Why a TAP interface could not be opened.

@@ -37,6 +37,7 @@
 //! | [`store`] | what outlives the process |
 //! | [`port`] | one guest: its TAP, session and pumps |
 //! | [`workers`] | threads that ports run on |
+//! | [`allowance`] | memory that guests may have the daemon use |
 //! | [`bridge`] | all ports; what a monitor embeds |
 //! | [`plan`] | which guest gets which addresses |
 //! | [`sandbox`] | the rights that the daemon gives up after its start |
@@ -113,6 +114,7 @@ mod session;
 pub mod store;
 pub mod port;
 pub mod workers;
+pub mod allowance;
 pub mod bridge;
 pub mod plan;
 pub mod sandbox;

@@ -181,7 +181,7 @@ impl Layout {
     }
 
     /// Bytes up to the end of the last ring.
-    fn used_len(&self) -> usize {
+    pub fn used_len(&self) -> usize {
         self.frames.to_guest.end()
     }
 

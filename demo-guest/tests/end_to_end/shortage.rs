@@ -9,7 +9,9 @@ use host_bridge::probe::bulk::{SINK_PORT, SOURCE_PORT, bulk_receive, bulk_send};
 use host_bridge::probe::http::http_get;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::{BULK, BULK_PATIENCE, PATIENCE, World, answers, in_private_network, until};
+use crate::common::{
+    BULK, BULK_PATIENCE, PATIENCE, World, answers, guest_command, in_private_network, until,
+};
 
 /// Makes calls of the daemon fail as `what` says, as long as it lives.
 struct Failing {
@@ -110,6 +112,28 @@ fn while_the_kernel_takes_nothing_at_all_connections_wait_and_then_go_on() {
         assert!(world.running("short").is_some());
         failing.end();
         assert!(transfer.join().unwrap().unwrap().checksum_ok);
+    });
+}
+
+#[test]
+fn a_guest_for_whom_there_is_no_memory_is_turned_away_until_another_goes() {
+    in_private_network(|| {
+        // Some 12 MiB are the daemon's own, and 1.2 MiB each guest's.
+        let world = World::start("memory = \"15mib\"");
+        assert!(world.log().contains("come to need 74 MiB, and 3 MiB"));
+        let first = world.guest("first");
+        let second = world.guest("second");
+        let mut third = Helper::spawn(guest_command("third")).unwrap();
+        let ended = third.wait_timeout(PATIENCE).unwrap();
+        assert!(ended.is_some_and(|status| !status.success()));
+        until("a word in the log", || {
+            world.log().contains("no memory for it")
+        });
+        assert!(answers(second.addresses[0]));
+        drop(first);
+        until("the port's end", || world.running("first").is_none());
+        let third = world.guest("third");
+        assert!(answers(second.addresses[0]) && answers(third.addresses[0]));
     });
 }
 

@@ -212,8 +212,8 @@ impl<E: Ether> Core<E> {
 
 /// What carries a port's frames.
 enum Carrier<E: Ether, S> {
-    Rings(Rings<E>),
-    Stream(StreamSide<E, S>),
+    Rings(Box<Rings<E>>),
+    Stream(Box<StreamSide<E, S>>),
 }
 
 /// The host's halves of the rings of a region.
@@ -413,7 +413,7 @@ where
         Ok(Self {
             policy: core.session.policy(),
             core,
-            carrier: Carrier::Rings(rings),
+            carrier: Carrier::Rings(Box::new(rings)),
         })
     }
 
@@ -439,7 +439,7 @@ where
         Self {
             policy: core.session.policy(),
             core,
-            carrier: Carrier::Stream(side),
+            carrier: Carrier::Stream(Box::new(side)),
         }
     }
 

@@ -15,6 +15,7 @@ use rustix::fs::OFlags;
 use shm_link::stream::Framing;
 use tokio::net::UnixStream;
 
+use crate::allowance::Allowance;
 use crate::bridge::Bridge;
 use crate::error::BridgeError;
 use crate::log_limit::PortLog;
@@ -50,6 +51,7 @@ pub(super) async fn serve_stream(
     stop: impl Future<Output = ()>,
 ) -> Result<(), BridgeError> {
     let log = log_of(&config);
+    let _memory = bridge.memory().soon(Allowance::for_stream).await?;
     let socket = socket
         .into_std()
         .map_err(|error| BridgeError::io("taking the connection over", error))?;
@@ -109,6 +111,7 @@ async fn serve_line_once(
     config: &mut impl FnMut() -> io::Result<PortConfig>,
     stop: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<LineEnd, BridgeError> {
+    let _memory = bridge.memory().soon(Allowance::for_stream).await?;
     let line = open_line(device)?;
     let config = config().map_err(copying_tap)?;
     let name = config.name.clone();

@@ -143,6 +143,14 @@ impl MemoryGuest {
         mut place: Place<'_, C>,
         stop: impl Future<Output = ()>,
     ) -> Result<(), BridgeError> {
+        let (memory, layout) = (place.bridge.memory(), self.parts.layout);
+        let _memory = match self.kept {
+            true => memory.for_kept_rings(&layout),
+            false => memory
+                .soon(|memory| memory.for_rings(&layout))
+                .await
+                .inspect_err(|_| turn_away(&self.socket))?,
+        };
         let mut config = (place.config)().map_err(copying_tap)?;
         let name = config.name.clone();
         let names = Names::of(&name);

@@ -29,6 +29,7 @@ use crate::limit::Limits;
 use crate::plan::{Assignment, Plan, PlanError, Topology};
 use crate::sandbox::Parts;
 use crate::server::{GivenTap, GuestPolicy, Places, Visitors};
+use crate::units::{SIZE_UNITS, parse_scaled};
 
 /// Where guests attach unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/host-bridge.sock";
@@ -93,6 +94,9 @@ pub struct Settings {
     pub admin: Option<Address>,
     /// Threads for its runtime; whoever makes the runtime looks at it.
     pub workers: usize,
+    /// Bytes of memory that the daemon may use, guests included; `None`: what its control
+    /// group says.
+    pub memory: Option<u64>,
     /// Which rights the process gives up; whoever runs the daemon looks at it.
     pub sandbox: Parts,
     /// Where guests attach, and as whom.
@@ -127,6 +131,7 @@ impl Settings {
             calls: !(options.no_sandbox || options.no_seccomp),
             files: !(options.no_sandbox || options.no_landlock),
         };
+        let memory = options.memory.as_deref().map(memory).transpose()?;
         let policy = policy(&mut options, tap_fd)?;
         let mtu = options.mtu.unwrap_or(DEFAULT_MTU);
         let socket = match options.socket.take() {
@@ -168,6 +173,7 @@ impl Settings {
         Ok(Self {
             admin,
             workers,
+            memory,
             sandbox,
             sockets,
         })
@@ -196,6 +202,13 @@ fn workers(given: Option<usize>) -> Result<usize, SettingsError> {
         )),
         None => Ok(std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_WORKERS))),
     }
+}
+
+fn memory(text: &str) -> Result<u64, SettingsError> {
+    parse_scaled(text, SIZE_UNITS).ok_or_else(|| {
+        let why = format!("{text}: write a number and a unit, such as 64mib");
+        wrong("memory", why)
+    })
 }
 
 /// What all guests have in common.

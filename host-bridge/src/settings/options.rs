@@ -202,6 +202,13 @@ pub struct Options {
     #[arg(long, value_name = "N", help_heading = PROCESS)]
     pub workers: Option<usize>,
 
+    /// What the daemon and its keeper may use of memory, guests included, such as 64mib.
+    ///
+    /// A guest for whom too little is left is turned away. Default: what the control group
+    /// allows, if it says.
+    #[arg(long, value_name = "SIZE", help_heading = PROCESS)]
+    pub memory: Option<String>,
+
     /// Keep all rights after the start, for debugging: none of the three below.
     #[arg(long, help_heading = RIGHTS)]
     pub no_sandbox: bool,
@@ -358,6 +365,7 @@ impl Options {
             impair_to_host: flags.impair_to_host.or(self.impair_to_host),
             impair_to_guest: flags.impair_to_guest.or(self.impair_to_guest),
             workers: flags.workers.or(self.workers),
+            memory: flags.memory.or(self.memory),
             no_sandbox: flags.no_sandbox || self.no_sandbox,
             keep_capabilities: flags.keep_capabilities || self.keep_capabilities,
             no_seccomp: flags.no_seccomp || self.no_seccomp,

@@ -59,10 +59,11 @@ fn each_flag_arrives() {
          --mtu 9000 --dns 10.1.0.1 --dns fd01::1 --max-guests 3 --name-prefix vm --tap t1 --tap t2 \
          --ring-bytes 65536 --allow-source 10.2.0.0/16 --allow-dhcp --allow-slaac \
          --allow-dhcp-server --allow-router --allow-vlan --allow-ethertype 0x88cc --groups-per-second 7 \
-         --impair-to-host loss=5% --impair-to-guest delay=20ms --workers 3",
+         --impair-to-host loss=5% --impair-to-guest delay=20ms --workers 3 --memory 64mib",
     )
     .unwrap();
     assert_eq!(settings.admin, None);
+    assert_eq!(settings.memory, Some(64 << 20));
     assert_eq!(settings.workers, 3);
     let SocketSettings {
         address,
@@ -128,6 +129,7 @@ name_prefix = "vm"
 taps = ["t1"]
 impair_to_host = "loss=5%"
 workers = 2
+memory = "20mib"
 
 [filter]
 allow_vlan = true
@@ -143,6 +145,7 @@ allow_vlan = true
     assert_eq!(settings.sockets[0].address.to_string(), "@file");
     assert_eq!(settings.admin.as_ref().unwrap().to_string(), "@file-admin");
     assert_eq!(settings.workers, 2);
+    assert_eq!(settings.memory, Some(20 << 20));
     assert_eq!((plan(&settings).mtu, plan(&settings).max_guests), (9000, 3));
     assert_eq!(plan(&settings).prefix, "vm");
     assert_eq!(settings.sockets[0].policy.taps.len(), 1);
@@ -268,6 +271,10 @@ fn a_mistake_in_a_flag_names_the_setting_and_says_what_to_do() {
     for (text, words) in [
         ("--workers 0", "workers: 0 is out of range: give 1 to 256"),
         ("--workers 257", "workers: 257"),
+        (
+            "--memory 64",
+            "memory: 64: write a number and a unit, such as 64mib",
+        ),
         (
             "--net4 10.1.0.1/24",
             "net4: 10.1.0.1/24 is an address in a subnet: write 10.1.0.0/24",
