@@ -68,6 +68,8 @@ pub(crate) struct Guest {
     asleep: bool,
     link_error: Option<LinkError>,
     connecting: bool,
+    /// It has a DHCP client.
+    leases: bool,
     hostile: Option<Random>,
     /// What a hostile guest will still do.
     misdeeds: u32,
@@ -116,6 +118,7 @@ impl Guest {
             asleep: false,
             link_error: None,
             connecting: false,
+            leases: plan.lease.is_some(),
             hostile: plan
                 .hostile
                 .then(|| Random::new(seed, 1000 + u64::from(session))),
@@ -350,9 +353,10 @@ impl Guest {
     /// Whether all that it had is gone, but for its listener.
     pub(crate) fn check_empty(&mut self) -> Result<(), String> {
         let live = self.stack.sockets().live();
-        let own = 1 + self.datagrams.sockets();
+        // Its listener, and the stack's DHCP client.
+        let own = 1 + self.datagrams.sockets() + usize::from(self.leases);
         match (live, self.ends.len()) {
-            (2, 0) if own == 2 => Ok(()),
+            (live, 0) if live == own && self.datagrams.sockets() == 1 => Ok(()),
             (live, ends) => Err(format!(
                 "guest {}: {live} sockets ({own} of them known) and {ends} applications are left \
                  over",

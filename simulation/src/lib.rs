@@ -21,6 +21,7 @@
 //! | `hostile` | what a hostile guest does to its own |
 //! | `segment` | what a kernel does for an interface that takes no super-frames |
 //! | `ethernet` | interfaces, and the segment that joins them |
+//! | `services` | a DHCP server and a router |
 //! | `datagrams` | exchanges of datagrams |
 //! | `connection` | one connection, and its two applications |
 //! | `scenario` | what a seed means |
@@ -57,6 +58,7 @@ mod memory;
 mod hostile;
 mod segment;
 mod ethernet;
+mod services;
 mod connection;
 mod datagrams;
 mod scenario;
@@ -80,7 +82,8 @@ pub struct Run {
     pub seed: u64,
     /// With datagrams beside the connections.
     pub datagrams: bool,
-    /// With guests behind byte streams, and interfaces that are deleted.
+    /// With guests behind byte streams, interfaces that are deleted, and addresses by DHCP
+    /// and router advertisements.
     pub wider: bool,
 }
 

@@ -21,7 +21,7 @@ struct Options {
     /// Datagrams beside the connections.
     #[arg(long)]
     datagrams: bool,
-    /// Guests behind byte streams too, and interfaces that are deleted.
+    /// Guests behind byte streams, interfaces that are deleted, addresses by DHCP and SLAAC.
     #[arg(long)]
     wider: bool,
     /// Show what happens.

@@ -14,6 +14,7 @@ use crate::clock::{MICROSECOND, MILLISECOND, Nanos, SECOND};
 use crate::connection::{Order, Pause, Plan};
 use crate::datagrams::Asking;
 use crate::random::Random;
+use crate::services::PREFIX;
 use crate::stream::LinePlan;
 
 /// A guest and its port.
@@ -38,6 +39,9 @@ pub(crate) struct GuestPlan {
     pub(crate) refused: u64,
     /// The byte stream between it and its port, if they share no memory.
     pub(crate) line: Option<LinePlan>,
+    /// It finds its addresses by DHCP, leased for so many seconds, and by router
+    /// advertisements.
+    pub(crate) lease: Option<u32>,
 }
 
 impl GuestPlan {
@@ -48,6 +52,16 @@ impl GuestPlan {
     /// Its addresses, anew each time it is given others.
     pub(crate) fn addresses(&self, round: u8) -> Addresses {
         let host = 10 + self.index as u8;
+        if self.lease.is_some() {
+            // RFC 4291, appendix A
+            let [a, b, c, d, e, f] = self.mac();
+            let id = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+            let made = u128::from(PREFIX) | u128::from(u64::from_be_bytes(id));
+            return Addresses {
+                v4: Ipv4Addr::new(10, 0, 200, host),
+                v6: self.v6.then(|| Ipv6Addr::from(made)),
+            };
+        }
         Addresses {
             v4: Ipv4Addr::new(10, 0, round, host),
             v6: self
@@ -280,6 +294,7 @@ fn guest(index: usize, v6: bool, mtu: u16, hostile: bool, random: &mut Random) -
             0
         },
         line: None,
+        lease: None,
     }
 }
 
@@ -404,6 +419,7 @@ impl Scenario {
             hostile: false,
             refused: 0,
             line: None,
+            lease: None,
         };
         let connection = Plan {
             at: 10 * MILLISECOND,
@@ -439,7 +455,8 @@ impl Scenario {
         all.any(|impair| impair.to_string().contains("corrupt"))
     }
 
-    /// The same with guests behind byte streams, and interfaces that are deleted.
+    /// The same with guests behind byte streams, interfaces that are deleted, and addresses
+    /// by DHCP and router advertisements.
     pub(crate) fn wider(mut self) -> Self {
         let random = &mut Random::new(self.seed, 4);
         for plan in &mut self.guests {
@@ -470,8 +487,30 @@ impl Scenario {
             self.faults
                 .push((random.below(last + 1), Fault::DeleteTap { port, down }));
         }
+        for plan in self.guests.iter_mut().filter(|plan| !plan.hostile) {
+            // Where much is lost an address may be, too, and nobody would be to blame.
+            let fair = plan.impair_to_host.is_transparent()
+                && plan.impair_to_guest.is_transparent()
+                && plan.line.is_none_or(|line| line.noise == 0);
+            if fair && random.percent(60) {
+                plan.lease = Some(*random.pick(&[60, 120, 600, 86_400]));
+            }
+        }
+        let guests = &self.guests;
+        self.faults.retain(|(_, fault)| match fault {
+            Fault::Renumber { port } => guests[*port].lease.is_none(),
+            Fault::Change { port, change } => {
+                guests[*port].lease.is_none() || change.impair_to_host.is_none()
+            }
+            _ => true,
+        });
         self.faults.sort_by_key(|fault| fault.0);
         self
+    }
+
+    /// Whether there are a DHCP server and a router.
+    pub(crate) fn is_served(&self) -> bool {
+        self.guests.iter().any(|plan| plan.lease.is_some())
     }
 
     /// What `seed` means.

@@ -11,13 +11,16 @@
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::net::Ipv4Addr;
 use std::rc::Rc;
 
 use host_bridge::port::{PortConfig, PortEnd};
+use ipnet::Ipv4Net;
 use shm_link::control::{NetworkConfig, Prefixed};
+use shm_link::offload::OffloadHeader;
 use shm_link::region::Region;
 
-use crate::clock::{Clock, MICROSECOND, MILLISECOND, NEVER, Nanos};
+use crate::clock::{Clock, MICROSECOND, MILLISECOND, NEVER, Nanos, SECOND};
 use crate::connection::{CLIENT, Connection, SERVER};
 use crate::datagrams::Exchange;
 use crate::ethernet::{Tap, switch};
@@ -26,11 +29,15 @@ use crate::host::Host;
 use crate::memory;
 use crate::random::Random;
 use crate::scenario::{Addresses, Scenario};
+use crate::services;
 use crate::stream::Line;
 use crate::trace::Trace;
 
 /// Turns after which a run that does not end is said to spin.
 const MOST_TURNS: u64 = 20_000_000;
+
+/// How often the router advertises its prefix.
+const ADVERTISED: Nanos = 150 * SECOND;
 
 /// Who has a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +85,8 @@ pub(crate) enum Event {
     GuestBack(usize),
     /// A guest is given the new memory, or connects anew.
     NewMemory(usize),
+    /// The router advertises its prefix.
+    Advertise,
 }
 
 /// A guest, its port, and all between them.
@@ -104,6 +113,18 @@ pub(crate) struct Place {
     pub(crate) starts: Vec<(Nanos, usize)>,
     /// Memory that the guest will be given.
     pub(crate) new_region: Option<Region>,
+}
+
+impl Place {
+    /// Frames on their way through the port.
+    pub(crate) fn held(&mut self) -> u64 {
+        let waiting = u64::from(self.tap.borrow().has_frames());
+        let Some(host) = &mut self.host else {
+            return waiting;
+        };
+        let counters = host.port().counters();
+        waiting + counters.guest_to_host.held + counters.host_to_guest.held
+    }
 }
 
 /// What came of a run.
@@ -162,7 +183,10 @@ impl World {
             let mut tap = Tap::new(plan.mac(), Random::new(seed, 100 + index as u64));
             tap.refused = plan.refused;
             let mut network = NetworkConfig::new(plan.mac(), plan.mtu);
-            set_addresses(&mut network, addresses[index]);
+            match plan.lease {
+                Some(_) => (network.dhcp4, network.slaac) = (true, plan.v6),
+                None => set_addresses(&mut network, addresses[index]),
+            }
             places.push(Place {
                 guest: None,
                 host: None,
@@ -219,6 +243,9 @@ impl World {
             world.attach(index, false)?;
             let early = world.random.below(MILLISECOND);
             world.schedule(early, Event::GuestBack(index));
+        }
+        if world.scenario.is_served() {
+            world.schedule(world.scenario.seed % ADVERTISED, Event::Advertise);
         }
         for index in 0..world.scenario.faults.len() {
             world.schedule(world.scenario.faults[index].0, Event::Fault(index));
@@ -288,11 +315,27 @@ impl World {
         let turns = self.summary.turns;
         while self.advance(settled + 2 * FORGET)? {}
         let idle = self.summary.turns - turns;
-        if idle > 2000 {
+        // Leases are renewed, and prefixes advertised.
+        if idle
+            > if self.scenario.is_served() {
+                8000
+            } else {
+                2000
+            }
+        {
             return Err(format!(
                 "{idle} turns in {} s without anything to do",
                 FORGET / 1_000_000_000
             ));
+        }
+        // A lease that is being renewed just now.
+        let mut limit = settled + 2 * FORGET;
+        for _ in 0..10 {
+            if self.places.iter_mut().all(|place| place.held() == 0) {
+                break;
+            }
+            limit += SECOND;
+            while self.advance(limit)? {}
         }
         self.check_rest()
     }
@@ -362,6 +405,10 @@ impl World {
             Event::HostBack(index, new) => self.attach(index, new)?,
             Event::GuestBack(index) => self.boot(index)?,
             Event::NewMemory(index) => self.give_memory(index)?,
+            Event::Advertise => {
+                self.serve(services::advertisement());
+                self.schedule(now + ADVERTISED, Event::Advertise);
+            }
         }
         Ok(())
     }
@@ -499,12 +546,33 @@ impl World {
         for frame in sent {
             let reached = switch(&self.taps, index, &frame);
             self.trace.frame(now, (index, reached), &frame.1);
-            for (other, place) in self.places.iter_mut().enumerate() {
-                if reached & (1 << other) != 0
-                    && place.host.as_ref().is_some_and(Host::sleeps_for_frames)
-                {
-                    place.pump_turn.wake(now + 3 * MICROSECOND);
-                }
+            self.reach(reached);
+            if self.scenario.is_served()
+                && let Some(answer) = services::answer(&frame.1, &self.scenario.guests)
+            {
+                self.serve(answer);
+            }
+        }
+    }
+
+    /// A frame of somebody who is no guest.
+    fn serve(&mut self, frame: Vec<u8>) {
+        let frame = (OffloadHeader::NONE, frame);
+        let nobody = self.taps.len();
+        let reached = switch(&self.taps, nobody, &frame);
+        self.trace
+            .frame(self.clock.now(), (nobody, reached), &frame.1);
+        self.reach(reached);
+    }
+
+    /// Frames have come to these ports.
+    fn reach(&mut self, reached: u64) {
+        let now = self.clock.now();
+        for (other, place) in self.places.iter_mut().enumerate() {
+            if reached & (1 << other) != 0
+                && place.host.as_ref().is_some_and(Host::sleeps_for_frames)
+            {
+                place.pump_turn.wake(now + 3 * MICROSECOND);
             }
         }
     }
@@ -531,6 +599,11 @@ impl World {
         let plan = &self.scenario.guests[index];
         let mut config = PortConfig::new(format!("port{index}"), place.network.clone());
         config.offloads = plan.offloads;
+        if plan.lease.is_some() {
+            // Of whatever a server gives it.
+            let network = Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 16).expect("a prefix");
+            config.filter.allow_sources.push(network.into());
+        }
         config.impair_to_host = place.change.impair_to_host.clone().unwrap_or_default();
         config.impair_to_guest = place.change.impair_to_guest.clone().unwrap_or_default();
         config.limits.to_host = place.change.limit_to_host.unwrap_or_default();
