@@ -21,7 +21,7 @@ pub const QUEUES: [u32; 4] = [10, 20, 45, 100];
 pub const AWAY: [u32; 3] = [0, 10, 200];
 
 /// Runs that one cell is made of.
-const RUNS: u64 = 4;
+const RUNS: u64 = 16;
 const BYTES: u64 = 2_000_000;
 
 fn run(scenario: Scenario) -> Result<crate::world::Summary, String> {

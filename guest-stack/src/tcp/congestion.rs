@@ -103,6 +103,8 @@ pub(crate) struct Congestion {
     delivered: u32,
     /// Bytes that arrived in the round trip that was measured last.
     carried: u32,
+    /// The most that was in flight in the round trip that is measured now, and in the last.
+    filled: [u32; 2],
     rounds: Rounds,
     /// Until then the window is what comes through a policer.
     held_until: Option<Instant>,
@@ -130,6 +132,7 @@ impl Congestion {
     /// Something is sent whose round trip will be measured.
     pub(crate) fn round_begins(&mut self) {
         self.delivered = 0;
+        self.filled = [0, self.filled[0]];
     }
 
     /// A round trip was measured.
@@ -230,16 +233,24 @@ impl Congestion {
         self.keep_to_what_comes_through(now, bytes, on_the_way);
         self.noticed = self.noticed.filter(|_| recovering);
         self.delivered = self.delivered.saturating_add(bytes);
+        self.filled[0] = self.filled[0].max(flight.sent);
         let Some(window) = self.window else {
             return;
         };
         if self.held_until.is_some() || self.rounds.is_excess() {
             return;
         }
-        // What does not fill the window says nothing about a wider one (RFC 7661).
         let above = self.threshold.is_some_and(|threshold| window >= threshold);
+        // What does not fill the window says nothing about a wider one (RFC 7661). A batch of
+        // acknowledgements is looked at before more is sent, so at its end there is little in
+        // flight: what was there in this round trip or the last counts. Above the threshold it
+        // does not, which makes what is an eighth less, and the losses of a policer half as many.
+        let filled = match above {
+            true => flight.sent,
+            false => self.filled[0].max(self.filled[1]),
+        };
         let settled = above && !self.calm || self.is_slower();
-        if recovering && settled || flight.sent < window / 2 {
+        if bytes == 0 || recovering && settled || filled < window / 2 {
             return;
         }
         let more = match (self.is_slower(), above) {
@@ -442,6 +453,10 @@ mod tests {
             congestion.delivered(Instant::ZERO, expected, sent(expected), false);
             assert_eq!(congestion.window(), Some(expected + SEGMENT));
             // or until the window is not what holds it back.
+            for _ in 0..2 {
+                congestion.round_begins();
+                congestion.round_ends(110_000);
+            }
             let window = congestion.window();
             congestion.delivered(Instant::ZERO, expected / 4, sent(expected / 4), false);
             assert_eq!(congestion.window(), window);
@@ -449,6 +464,18 @@ mod tests {
             congestion.rested();
             assert_eq!(congestion.window(), Some(INITIAL));
         }
+    }
+
+    #[test]
+    fn a_window_doubles_though_acknowledgements_come_in_one_batch() {
+        let mut congestion = Congestion::default();
+        congestion.begins(Some(20_000));
+        congestion.round_begins();
+        for acknowledged in 0..5 {
+            let left = INITIAL - acknowledged * 2 * SEGMENT;
+            congestion.delivered(Instant::ZERO, 2 * SEGMENT, sent(left), false);
+        }
+        assert_eq!(congestion.window(), Some(2 * INITIAL));
     }
 
     #[test]

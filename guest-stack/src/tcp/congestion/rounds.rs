@@ -91,9 +91,10 @@ impl Rounds {
         self.holes = self.holes.saturating_add(holes);
     }
 
-    /// Whether more may have been sent in the last round than ever comes through.
+    /// Whether more may have been sent in the last round than ever comes through, or in this
+    /// one: who doubles its window each round has sent four times as much when it is over.
     pub(super) fn is_excess(&self) -> bool {
-        self.evidence > 0
+        self.evidence > 0 || self.holes >= HOLES && self.lost > self.delivered / 2
     }
 }
 
@@ -131,6 +132,19 @@ mod tests {
     fn many_holes_in_two_rounds_show_what_comes_through() {
         let (_, said) = rounds(&[(50, 50, 0), (150, 100, 20), (150, 100, 20)]);
         assert_eq!(said, [None, None, Some(100 * SEGMENT)]);
+    }
+
+    #[test]
+    fn a_third_lost_in_many_holes_is_excess_before_the_round_is_over() {
+        let mut rounds = Rounds::default();
+        let now = Instant::from_secs(1);
+        assert_eq!(rounds.delivered(now, 30_000, 20 * SEGMENT, 100_000), None);
+        rounds.lost(20 * SEGMENT, HOLES - 1);
+        assert!(!rounds.is_excess());
+        rounds.lost(SEGMENT, 1);
+        assert!(rounds.is_excess());
+        let _ = rounds.delivered(now + ROUND / 2, 30_000, 40 * SEGMENT, 100_000);
+        assert!(!rounds.is_excess(), "a quarter");
     }
 
     #[test]
