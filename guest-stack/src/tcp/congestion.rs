@@ -243,12 +243,8 @@ impl Congestion {
         let above = self.threshold.is_some_and(|threshold| window >= threshold);
         // What does not fill the window says nothing about a wider one (RFC 7661). A batch of
         // acknowledgements is looked at before more is sent, so at its end there is little in
-        // flight: what was there in this round trip or the last counts. Above the threshold it
-        // does not, which makes what is an eighth less, and the losses of a policer half as many.
-        let filled = match above {
-            true => flight.sent,
-            false => self.filled[0].max(self.filled[1]),
-        };
+        // flight: what was there in this round trip or the last counts.
+        let filled = self.filled[0].max(self.filled[1]);
         let settled = above && !self.calm || self.is_slower();
         if bytes == 0 || recovering && settled || filled < window / 2 {
             return;
