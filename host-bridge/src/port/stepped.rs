@@ -311,7 +311,8 @@ impl<E: Ether, S: Stream> StreamSide<E, S> {
                 }),
             };
         }
-        let (session, now) = (&mut core.session, core.device.now());
+        let now = (core.device.now(), self.pump.take_heard());
+        let session = &mut core.session;
         let greet = || self.pump.greet_again();
         let stopped = match self
             .repeater

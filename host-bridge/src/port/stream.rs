@@ -60,7 +60,11 @@ pub(super) async fn open(
     Ok(Port::start(handle, keeper, task.run()))
 }
 
-/// For how long nothing is said at the most on a line on which nobody has said hello.
+/// How often a line is greeted again on which nobody has said hello. No more often: a machine
+/// that is just booting may take it for a key that was pressed.
+const GREETINGS: u8 = 3;
+
+/// The longest time between two greetings, of those that a guest's frames are worth.
 const LONGEST_SILENCE: Duration = Duration::from_secs(16);
 
 /// Says what may have been lost again, where messages may be: an update that was not
@@ -71,7 +75,8 @@ pub(super) struct Repeater {
     loses: bool,
     /// When the next word is due.
     pub(super) at: Option<Instant>,
-    /// How long nobody answered the greeting lately.
+    /// Greetings to come, and the time before the next.
+    greetings: u8,
     silence: Duration,
 }
 
@@ -80,30 +85,38 @@ impl Repeater {
         Self {
             loses: framing == Framing::Serial,
             at: None,
+            greetings: GREETINGS,
             silence: REPEAT_AFTER,
         }
     }
 
-    /// Says what is due. `greet` sends a greeting.
+    /// Says what is due. `heard`: a guest has sent something since the last time. `greet` sends
+    /// a greeting.
     pub(super) fn repeat<E>(
         &mut self,
         session: &mut Session,
-        now: Instant,
+        (now, heard): (Instant, bool),
         greet: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        let waits = session.is_waiting();
-        if !self.loses || !(waits || session.awaits_answer()) {
-            self.at = None;
-            self.silence = REPEAT_AFTER;
+        if !self.loses {
             return Ok(());
         }
-        let wait = match waits {
-            true => self.silence,
-            false => REPEAT_AFTER,
+        let waits = session.is_waiting();
+        if waits && heard {
+            self.greetings = self.greetings.max(1);
+        }
+        let wait = match (waits, session.awaits_answer()) {
+            (true, _) if self.greetings > 0 => self.silence,
+            (false, true) => REPEAT_AFTER,
+            _ => {
+                self.at = None;
+                return Ok(());
+            }
         };
         match self.at {
             Some(at) if now < at => return Ok(()),
             Some(_) if waits => {
+                self.greetings -= 1;
                 self.silence = (self.silence * 2).min(LONGEST_SILENCE);
                 greet()?;
             }
@@ -141,7 +154,8 @@ impl Task {
     async fn serve(&mut self) -> Result<Infallible, PortEnd> {
         loop {
             let more = self.take_input().await?;
-            let (session, now) = (&mut self.core.session, Instant::now());
+            let session = &mut self.core.session;
+            let now = (Instant::now(), self.pump.take_heard());
             let greet = || self.pump.greet_again();
             let stopped = match self
                 .repeater

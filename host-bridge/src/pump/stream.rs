@@ -59,6 +59,8 @@ pub(crate) struct StreamPump<S = StreamFd, W = AsyncFd<Tap>> {
     batches: bool,
     /// Damaged records that were counted already.
     damaged: u64,
+    /// A whole record came.
+    heard: bool,
 }
 
 /// What a turn may still take of what the guest sent.
@@ -130,6 +132,7 @@ impl<S: Stream, W: Wire> StreamPump<S, W> {
             waiting: None,
             batches,
             damaged: 0,
+            heard: false,
         })
     }
 
@@ -155,6 +158,7 @@ impl<S: Stream, W: Wire> StreamPump<S, W> {
         }
         turn.messages -= 1;
         let received = self.link.recv_control(message)?;
+        self.heard |= received.is_some();
         Ok(received.map_or(Input::Idle, Input::Message))
     }
 
@@ -180,6 +184,7 @@ impl<S: Stream, W: Wire> StreamPump<S, W> {
                 break;
             };
             let len = frame.len();
+            self.heard = true;
             counters.frame_in(len);
             // Before it has a configuration a guest may keep to one of before, when it was
             // connected to another: its frames go nowhere.
@@ -359,6 +364,11 @@ impl<S: Stream, W: Wire> StreamPump<S, W> {
         }
         // The stream may have taken everything after the turn found it full.
         Ok(stopped != Turn::Full || self.link.wants_write())
+    }
+
+    /// Whether the guest has sent something since the last call.
+    pub(crate) fn take_heard(&mut self) -> bool {
+        std::mem::take(&mut self.heard)
     }
 
     /// Greets once more, if there is room.
