@@ -105,14 +105,14 @@ impl Repeater {
         if waits && heard {
             self.greetings = self.greetings.max(1);
         }
-        let wait = match (waits, session.awaits_answer()) {
-            (true, _) if self.greetings > 0 => self.silence,
-            (false, true) => REPEAT_AFTER,
-            _ => {
-                self.at = None;
-                return Ok(());
-            }
+        let due = match waits {
+            true => self.greetings > 0,
+            false => session.awaits_answer(),
         };
+        if !due {
+            self.at = None;
+            return Ok(());
+        }
         match self.at {
             Some(at) if now < at => return Ok(()),
             Some(_) if waits => {
@@ -123,6 +123,7 @@ impl Repeater {
             Some(_) => session.repeat_update(),
             None => {}
         }
+        let wait = if waits { self.silence } else { REPEAT_AFTER };
         self.at = Some(now + wait);
         Ok(())
     }
@@ -217,5 +218,54 @@ impl Task {
                 None => return Err(PortEnd::Closed),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filter::FilterConfig;
+    use crate::impair::ImpairConfig;
+    use crate::limit::Limits;
+    use shm_link::control::NetworkConfig;
+    use shm_link::offload::Offloads;
+
+    /// The seconds, of so many, at which a line is greeted on which something is heard at
+    /// these.
+    fn greeted(framing: Framing, seconds: u64, heard: &[u64]) -> Vec<u64> {
+        let mut session = Session::new(
+            NetworkConfig::new([2, 0, 0, 0, 0, 1], 1500),
+            Offloads::NONE,
+            FilterConfig::default(),
+            Limits::default(),
+            ImpairConfig::default(),
+            ImpairConfig::default(),
+        )
+        .unwrap();
+        let mut repeater = Repeater::new(framing);
+        let begin = Instant::now();
+        let mut greeted = Vec::new();
+        for second in 0..seconds {
+            let now = begin + Duration::from_secs(second);
+            let greet = || {
+                greeted.push(second);
+                Ok::<_, PumpEnd>(())
+            };
+            repeater
+                .repeat(&mut session, (now, heard.contains(&second)), greet)
+                .unwrap();
+        }
+        greeted
+    }
+
+    #[test]
+    fn a_line_is_greeted_thrice_and_then_when_something_is_heard() {
+        assert_eq!(greeted(Framing::Serial, 1000, &[]), [1, 3, 7]);
+        let heard: Vec<u64> = (100..140).collect();
+        assert_eq!(
+            greeted(Framing::Serial, 1000, &heard),
+            [1, 3, 7, 108, 124, 140]
+        );
+        assert!(greeted(Framing::Prefixed, 1000, &heard).is_empty());
     }
 }
