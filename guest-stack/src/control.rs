@@ -135,6 +135,7 @@ impl Control {
             }
             self.transmit(link)?;
         }
+        // Something may have begun, or ended, the wait.
         if link.may_lose() {
             self.ask_again(now);
         }

@@ -178,7 +178,10 @@ impl<L: Link> Stack<L> {
         more_work |= !blocked && (sockets.table.any_dirty() || !sockets.notices.is_empty());
         let timers = earlier(sockets.table.deadline(), sockets.autoconf.deadline());
         let others = earlier(self.application_deadline, sockets.groups_at);
-        let asked = self.control.as_ref().and_then(Control::deadline);
+        // On a link that has ended nobody is asked.
+        let control = self.control.as_ref();
+        let control = control.filter(|_| sockets.io.link_error.is_none());
+        let asked = control.and_then(Control::deadline);
         // What cannot be said without room waits for that, and for no time.
         let others = others.filter(|at| !blocked || *at > now);
         self.deadline = earlier(asked, earlier(timers, others));

@@ -466,7 +466,10 @@ fn check_memory(sockets: &[SocketSettings], memory: &Allowance) -> Result<(), Br
         let Ok(layout) = Layout::new(socket.policy.layout) else {
             continue;
         };
-        drop(memory.for_rings(&layout)?);
+        if let Err(error) = memory.for_rings(&layout) {
+            let error = io::Error::other(error);
+            return Err(BridgeError::io("setting memory aside for a guest", error));
+        }
         let count = u64::from(socket.places.count());
         guests += count;
         needed = needed.saturating_add(count.saturating_mul(of_rings(&layout)));

@@ -494,6 +494,21 @@ fn who_gets_no_answer_on_a_link_that_loses_messages_asks_again() {
 }
 
 #[test]
+fn who_would_ask_again_on_a_link_that_has_ended_does_not_stay_awake() {
+    let cable = Cable::new(1);
+    let control = Control::new(control::offer(1, "guest"));
+    let now = cable.now();
+    let mut stack = Stack::with_control(cable.end(0), config(1), control, now);
+    cable.lose_control();
+    assert!(stack.poll(now).deadline.is_some());
+    cable.end(1).close();
+    let _ = stack.poll(now);
+    let later = stack.poll(now + Duration::from_secs(5));
+    assert!(later.link_error.is_some());
+    assert_eq!((later.more_work, later.deadline), (false, None));
+}
+
+#[test]
 fn frames_are_complete_until_a_restarted_host_has_said_what_it_takes() {
     let cable = Cable::new(1);
     let mut network = NetworkConfig::new(MAC[0], 1500);

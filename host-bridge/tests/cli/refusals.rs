@@ -95,6 +95,11 @@ fn what_the_system_lacks_is_said_before_the_first_guest_comes() {
         assert!(words.contains("lo is not a bridge"), "{words}");
         let words = daemon(&["--tap", "none"]);
         assert!(words.contains("no persistent TAP named none"), "{words}");
+        let words = daemon(&["--memory", "5mib"]);
+        assert!(
+            words.contains("memory aside for a guest") && words.contains("0 KiB for all guests"),
+            "{words}"
+        );
         ip("link add guest0 type bridge").unwrap();
         let words = daemon(&[]);
         assert!(words.contains("guest0 exists already"), "{words}");
