@@ -42,6 +42,10 @@ const LONGEST_DATAGRAM: u64 = 1200;
 /// the one that comes and goes, which may be gone.
 const SILENCE: Duration = Duration::from_secs(90);
 const VISIT_SILENCE: Duration = Duration::from_secs(20);
+/// How long a transfer may take: so many times what its rate makes of it, limits and losses
+/// being what they are, and this on top for restarts.
+const SLOWER: f64 = 4.0;
+const OUTAGES: Duration = Duration::from_secs(20);
 /// Rest after a connect that failed.
 const CONNECT_REST: Duration = Duration::from_millis(200);
 
@@ -143,15 +147,10 @@ impl Client {
         let mut pace = Pace::new(self.rate, SILENCE);
         while !self.shared.stopping() {
             let (to, bytes, seed) = (self.to(SINK), self.draw(TRANSFER), self.draw((0, u64::MAX)));
-            let sent = client::send(to, bytes, seed, &mut pace);
-            if self
-                .judge(&format!("sending {bytes} bytes to {to}"), sent)
-                .is_some()
-            {
-                self.shared.count(|done| {
-                    done.up += bytes;
-                    done.transfers += 1;
-                });
+            let what = format!("sending {bytes} bytes to {to}");
+            let send = || client::send(to, bytes, seed, &mut pace);
+            if self.transfers(&what, bytes, send) {
+                self.shared.count(|done| done.up += bytes);
             }
         }
     }
@@ -164,17 +163,31 @@ impl Client {
                 self.draw(TRANSFER),
                 self.draw((0, u64::MAX)),
             );
-            let fetched = client::fetch(from, bytes, seed, &mut pace);
-            if self
-                .judge(&format!("fetching {bytes} bytes from {from}"), fetched)
-                .is_some()
-            {
-                self.shared.count(|done| {
-                    done.down += bytes;
-                    done.transfers += 1;
-                });
+            let what = format!("fetching {bytes} bytes from {from}");
+            let fetch = || client::fetch(from, bytes, seed, &mut pace);
+            if self.transfers(&what, bytes, fetch) {
+                self.shared.count(|done| done.down += bytes);
             }
         }
+    }
+
+    /// Says whether it went well.
+    fn transfers(
+        &self,
+        what: &str,
+        bytes: u64,
+        transfer: impl FnOnce() -> Result<(), Failure>,
+    ) -> bool {
+        let start = Instant::now();
+        let well = self.judge(what, transfer()).is_some();
+        let most = OUTAGES + Duration::from_secs_f64(bytes as f64 * SLOWER / self.rate);
+        let took = start.elapsed();
+        if well && took > most {
+            self.shared
+                .error(format!("{what}: took {took:.0?}, more than {most:.0?}"));
+        }
+        self.shared.count(|done| done.transfers += u64::from(well));
+        well
     }
 
     fn reads_pages(&self) {

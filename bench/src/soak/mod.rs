@@ -29,6 +29,7 @@ mod world;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,6 +44,7 @@ use self::shared::Shared;
 use self::verdict::Verdict;
 use self::world::World;
 use crate::Result;
+use crate::target::tools;
 
 /// How long the load may take to end by itself when the run is over.
 const WIND_DOWN: Duration = Duration::from_secs(60);
@@ -141,6 +143,7 @@ impl Options {
         }
         shared.finish();
         let deadline = Instant::now() + WIND_DOWN;
+        let mut late = false;
         for thread in threads {
             while !thread.is_finished() && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(20));
@@ -150,8 +153,15 @@ impl Options {
                 false => {
                     let name = thread.thread().name().unwrap_or_default();
                     shared.error(format!("the client {name} did not come to its end"));
+                    late = true;
                 }
             }
+        }
+        if late {
+            // What they wait for.
+            let mut ss = Command::new("ss");
+            ss.arg("-tino");
+            eprintln!("{}", tools::output(ss)?);
         }
         let sample = shared.sample(start.elapsed(), world.processes()?);
         if let Some(out) = &mut out {

@@ -8,6 +8,9 @@ use super::sample::{Held, Sample};
 
 /// Fewer lines than this show no trend.
 const ENOUGH: usize = 16;
+/// Seconds after the start of a run, or of a daemon's life, in which memory and descriptors
+/// become what they will be.
+const WARM_UP: f64 = 60.0;
 /// What memory may grow by from the third quarter to the last: buffers that were not
 /// needed at once before.
 const GROWTH_PART: f64 = 0.10;
@@ -95,8 +98,9 @@ impl Verdict {
             .map(|sample| sample.guests.len())
             .min()
             .unwrap_or(0);
+        let warm = samples.iter().filter(|sample| sample.t >= WARM_UP);
         for guest in 0..count {
-            let held: Vec<Held> = samples.iter().map(|sample| sample.guests[guest]).collect();
+            let held: Vec<Held> = warm.clone().map(|sample| sample.guests[guest]).collect();
             self.trend(&format!("guest {guest}"), second_half(&held));
         }
     }
@@ -108,7 +112,8 @@ impl Verdict {
         let Some(life) = lives.max_by_key(|life| life.len()) else {
             return;
         };
-        let held: Vec<Held> = life.iter().map(|sample| sample.daemon).collect();
+        let warm = life.iter().filter(|sample| sample.age >= WARM_UP);
+        let held: Vec<Held> = warm.map(|sample| sample.daemon).collect();
         self.trend("the daemon, in its longest life", &held);
     }
 
@@ -280,6 +285,18 @@ mod tests {
             assert!(found.contains(words), "{words}: {found:?}");
         }
         assert!(!Verdict::of(&[]).holds());
+    }
+
+    #[test]
+    fn half_a_minute_shows_no_growth() {
+        let mut samples = good();
+        samples.truncate(16);
+        for (number, sample) in samples.iter_mut().enumerate() {
+            (sample.t, sample.age) = (number as f64 * 2.0, number as f64 * 2.0);
+            sample.daemon.kib += number as u64 * 1000;
+            sample.guests[0].fds += number as u64;
+        }
+        assert!(Verdict::of(&samples).holds());
     }
 
     #[test]

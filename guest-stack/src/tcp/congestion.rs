@@ -26,19 +26,21 @@
 
 mod rounds;
 
+use core::num::NonZeroU16;
+
 use smoltcp::time::{Duration, Instant};
 
 use self::rounds::Rounds;
 
-/// Data of a full segment, about.
-pub(super) const SEGMENT: u32 = 1460;
+/// Data of a full segment, where nothing else is known.
+const SEGMENT: u32 = 1460;
 /// Nobody is held back further: with fewer in flight no duplicates show a loss (RFC 5681,
 /// 3.2). Two let 32 connections through a queue of 44 frames no better.
 const LEAST: u32 = 4 * SEGMENT;
 /// An eighth more than the shortest round trip, within these bounds, and a queue begins (RFC
 /// 9406, 4.3): what was doubled grows by a quarter.
 const SLOWER_US: [u32; 2] = [4_000, 16_000];
-/// What a connection that leaves the machine begins with (RFC 6928).
+/// What a connection that leaves the machine begins with, about (RFC 6928).
 const INITIAL: u32 = 10 * SEGMENT;
 /// A handshake that takes longer leaves the machine. Less may be a busy one: sixty-four
 /// guests on two processors take milliseconds, and are not to begin slowly for that.
@@ -76,6 +78,8 @@ impl Flight {
 /// A connection's window, and what it is made from.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Congestion {
+    /// Data of a full segment; none: nobody knows yet.
+    segment: Option<NonZeroU16>,
     /// Bytes that may be in flight; `None`: what the peer takes.
     window: Option<u32>,
     /// Above this the window grows slowly: seven tenths of what was in flight when something
@@ -122,10 +126,33 @@ impl Congestion {
         self.window
     }
 
+    /// A full segment has so many bytes of data.
+    pub(crate) fn has_segments_of(&mut self, bytes: u16) {
+        self.segment = NonZeroU16::new(bytes);
+        let least = self.least();
+        self.window = self.window.map(|window| window.max(least));
+    }
+
+    fn segment(&self) -> u32 {
+        self.segment.map_or(SEGMENT, |bytes| bytes.get().into())
+    }
+
+    /// The narrowest window: of long segments two, for a lone one the peer may keep its
+    /// acknowledgement back (RFC 9293, 3.8.6.3).
+    fn least(&self) -> u32 {
+        LEAST.max(2 * self.segment())
+    }
+
+    /// What is sent before anything is heard (RFC 6928, 2).
+    fn initial(&self) -> u32 {
+        let segment = self.segment();
+        (10 * segment).min(INITIAL.max(2 * segment))
+    }
+
     /// The handshake took so many µs; `None`: nobody knows.
     pub(crate) fn begins(&mut self, round_trip_us: Option<u32>) {
         if round_trip_us.is_none_or(|round_trip| round_trip > LINK_US) {
-            self.window = Some(INITIAL);
+            self.window = Some(self.initial());
         }
     }
 
@@ -243,7 +270,8 @@ impl Congestion {
         let above = self.threshold.is_some_and(|threshold| window >= threshold);
         // What does not fill the window says nothing about a wider one (RFC 7661). A batch of
         // acknowledgements is looked at before more is sent, so at its end there is little in
-        // flight: what was there in this round trip or the last counts.
+        // flight: what was there in this round trip or the last counts. `show` leaves at least
+        // half of a window of two segments to be filled.
         let filled = self.filled[0].max(self.filled[1]);
         let settled = above && !self.calm || self.is_slower();
         if bytes == 0 || recovering && settled || filled < window / 2 {
@@ -254,7 +282,10 @@ impl Congestion {
             (false, true) => bytes / 8,
             (true, false) if !self.is_queueing(QUEUE_US / 4) => bytes / 4,
             // Less than the segment.
-            _ => (u64::from(SEGMENT) * u64::from(bytes.min(window)) / u64::from(window)) as u32,
+            _ => {
+                (u64::from(self.segment()) * u64::from(bytes.min(window)) / u64::from(window))
+                    as u32
+            }
         };
         self.window = Some(window.saturating_add(more.max(1)));
     }
@@ -264,7 +295,7 @@ impl Congestion {
         self.held_until = self.held_until.filter(|until| now < *until);
         let round_trip = self.latest_us;
         if let Some(most) = self.rounds.delivered(now, round_trip, bytes, on_the_way) {
-            let most = most.max(LEAST);
+            let most = most.max(self.least());
             self.window = Some(self.window.map_or(most, |window| window.min(most)));
             self.threshold = self.window;
             self.calm = false;
@@ -307,7 +338,7 @@ impl Congestion {
         self.doubtful = 1;
         let most = in_flight.min(self.window.unwrap_or(u32::MAX)) / 10 * 7;
         self.threshold = Some(most);
-        self.window = Some(self.carried.min(most).max(LEAST));
+        self.window = Some(self.carried.min(most).max(self.least()));
     }
 
     /// Something is sent again, whatever for.
@@ -329,19 +360,20 @@ impl Congestion {
     /// first (RFC 5681, 3.1).
     pub(crate) fn timed_out(&mut self, in_flight: u32) {
         self.noticed = None;
-        if in_flight > LEAST {
+        if in_flight > self.least() {
             if !core::mem::replace(&mut self.silent, true) {
                 self.before = self.window;
             }
             self.threshold = Some(in_flight.min(self.window.unwrap_or(u32::MAX)) / 2);
-            self.window = Some(LEAST);
+            self.window = Some(self.least());
         }
     }
 
     /// Nothing was sent for as long as a time-out: what the path carried then may not be true
     /// any more (RFC 5681, 4.1).
     pub(crate) fn rested(&mut self) {
-        self.window = self.window.map(|window| window.min(INITIAL));
+        let initial = self.initial();
+        self.window = self.window.map(|window| window.min(initial));
     }
 
     /// What was lost was not lost in a queue.
@@ -351,26 +383,33 @@ impl Congestion {
     }
 
     /// What the socket is shown of the peer's window, which is scaled by `shift`, with this in
-    /// flight and segments of so many bytes. It leaves room for whole segments: the socket
-    /// would send what fits, however little. What arrived behind a hole, or is lost, takes no
-    /// room, and all that was sent stays within reach: it may have to be sent again.
-    pub(crate) fn show(&self, window: u16, shift: u8, flight: Flight, segment: u32) -> u16 {
+    /// flight. It leaves room for whole segments: the socket would send what fits, however
+    /// little, or keeps it back if it `gathers` (Nagle's algorithm, RFC 9293, 3.7.4). What
+    /// arrived behind a hole, or is lost, takes no room, and all that was sent stays within
+    /// reach: it may have to be sent again.
+    pub(crate) fn show(&self, window: u16, shift: u8, flight: Flight, gathers: bool) -> u16 {
         let shown = self.clip(window, shift);
-        if shown == window {
-            return shown;
-        }
-        let ours = u32::from(shown) << shift.min(14);
+        let Some(ours) = self.window.filter(|_| shown != window) else {
+            return window;
+        };
+        let (segment, unit) = (self.segment(), 1 << shift.min(14));
         // What is lost goes before what was never sent.
         let unarrived = flight.unarrived();
         let reach = match ours.checked_sub(unarrived) {
             // Less than one may pass where nothing else is there to be acknowledged.
             Some(room) if room >= segment || unarrived > 0 => {
-                flight.sent.saturating_add(room / segment.max(1) * segment)
+                flight.sent.saturating_add(room / segment * segment)
             }
             _ if unarrived < flight.sent || flight.due > 0 => flight.sent,
             _ => return shown,
         };
-        (reach >> shift.min(14)).max(1).min(window.into()) as u16
+        // No window ends there exactly: the last segment is cut, or followed by what it takes
+        // to show the whole of it.
+        let reach = match gathers || unit >= segment {
+            true => reach.div_ceil(unit),
+            false => reach / unit,
+        };
+        reach.max(1).min(window.into()) as u16
     }
 
     /// How much of what is lost may be sent again.
@@ -456,7 +495,7 @@ mod tests {
             let window = congestion.window();
             congestion.delivered(Instant::ZERO, expected / 4, sent(expected / 4), false);
             assert_eq!(congestion.window(), window);
-            assert_eq!(congestion.show(1000, 7, sent(0), SEGMENT), 1000);
+            assert_eq!(congestion.show(1000, 7, sent(0), false), 1000);
             congestion.rested();
             assert_eq!(congestion.window(), Some(INITIAL));
         }
@@ -484,7 +523,7 @@ mod tests {
         congestion.answered(Some(4_000));
         congestion.lost(Instant::ZERO, 1 << 20);
         assert_eq!(congestion.window(), None);
-        assert_eq!(congestion.show(65_535, 7, sent(0), SEGMENT), 65_535);
+        assert_eq!(congestion.show(65_535, 7, sent(0), false), 65_535);
         // Nothing is known of the path.
         let mut unknown = Congestion::default();
         unknown.answered(Some(100_000));
@@ -499,7 +538,7 @@ mod tests {
         congestion.lost(Instant::ZERO, 1 << 20);
         assert_eq!(congestion.window(), Some(60_000));
         assert_eq!(
-            congestion.show(65_535, 7, sent(0), SEGMENT),
+            congestion.show(65_535, 7, sent(0), false),
             ((41 * SEGMENT) >> 7) as u16
         );
         // What else of that is missing tells nothing new.
@@ -521,14 +560,82 @@ mod tests {
         congestion.answered(Some(60_000));
         congestion.lost(Instant::ZERO, 1 << 20);
         for (in_flight, room) in [(0, 41), (1000, 40), (58_000, 1), (59_000, 0), (60_000, 0)] {
-            let shown = congestion.show(65_535, 0, sent(in_flight), SEGMENT);
+            let shown = congestion.show(65_535, 0, sent(in_flight), false);
             assert_eq!(u32::from(shown), in_flight + room * SEGMENT, "{in_flight}");
         }
         // More is in flight than may be.
-        assert_eq!(congestion.show(65_535, 0, sent(65_000), SEGMENT), 60_000);
+        assert_eq!(congestion.show(65_535, 0, sent(65_000), false), 60_000);
         // Longer segments than the window has room for.
-        assert_eq!(congestion.show(65_535, 0, sent(0), 65_481), 60_000);
-        assert_eq!(congestion.show(65_535, 0, sent(9_000), 65_481), 9_000);
+        congestion.has_segments_of(29_000);
+        assert_eq!(congestion.show(65_535, 0, sent(0), false), 58_000);
+        assert_eq!(congestion.show(65_535, 0, sent(31_500), false), 31_500);
+        congestion.has_segments_of(65_461);
+        assert_eq!(congestion.window(), Some(130_922), "two of them");
+    }
+
+    /// The window after so many round trips in which what is shown was sent whole, as by a
+    /// socket that gathers, of a connection that heard nothing for long. The peer keeps the
+    /// acknowledgement of a lone segment back.
+    fn after_a_silence(segment: u32, shift: u8, rounds: u32) -> u32 {
+        let mut congestion = with(20_000, 600_000);
+        congestion.has_segments_of(segment as u16);
+        congestion.timed_out(600_000);
+        for _ in 0..rounds {
+            let shown = congestion.show(u16::MAX, shift, sent(0), true);
+            let flight = (u32::from(shown) << shift) / segment * segment;
+            assert_ne!(flight, 0);
+            congestion.round_begins();
+            let late = if flight == segment { 60_000 } else { 20_000 };
+            congestion.took(late);
+            congestion.delivered(Instant::ZERO, flight, sent(flight), false);
+        }
+        congestion.window().unwrap()
+    }
+
+    #[test]
+    fn a_window_of_few_long_segments_grows_and_so_does_one_in_large_units() {
+        for (segment, shift) in [
+            (1440, 7),
+            (1460, 10),
+            (1460, 13),
+            (1460, 14),
+            (8940, 7),
+            (8940, 10),
+            (8960, 14),
+            (65_461, 11),
+        ] {
+            let window = after_a_silence(segment, shift, 12);
+            assert!(window > 300_000, "{segment}, {shift}: {window}");
+        }
+    }
+
+    #[test]
+    fn where_no_window_ends_with_a_segment_it_is_cut_or_shown_whole() {
+        let mut congestion = Congestion::default();
+        congestion.has_segments_of(8940);
+        congestion.begins(None);
+        let shown = |shift, gathers| congestion.show(u16::MAX, shift, sent(0), gathers);
+        // Two segments, and 552 bytes that are not sent alone.
+        assert_eq!(shown(10, true), 18);
+        assert_eq!(shown(10, false), 17);
+        assert_eq!([shown(14, true), shown(14, false)], [2; 2]);
+    }
+
+    #[test]
+    fn a_first_window_has_ten_segments_and_not_many_more_bytes_than_ten_of_ethernet() {
+        for (segment, initial, least) in [
+            (536, 5_360, LEAST),
+            (1460, 14_600, LEAST),
+            (8940, 17_880, 17_880),
+            (65_461, 130_922, 130_922),
+        ] {
+            let mut congestion = Congestion::default();
+            congestion.has_segments_of(segment);
+            congestion.begins(None);
+            assert_eq!(congestion.window(), Some(initial), "RFC 6928, 2");
+            congestion.timed_out(1 << 20);
+            assert_eq!(congestion.window(), Some(least));
+        }
     }
 
     #[test]
@@ -576,7 +683,7 @@ mod tests {
         congestion.delivered(Instant::ZERO, 61_460, sent(61_460), false);
         assert_eq!(congestion.window(), Some(2 * 61_460));
         // The peer takes less.
-        assert_eq!(congestion.show(100, 7, sent(0), SEGMENT), 100);
+        assert_eq!(congestion.show(100, 7, sent(0), false), 100);
     }
 
     #[test]
@@ -624,15 +731,15 @@ mod tests {
         let mut congestion = with(20_000, 0);
         congestion.answered(Some(60_000));
         congestion.lost(Instant::ZERO, 1 << 20);
-        assert_eq!(congestion.show(65_535, 14, sent(0), SEGMENT), 1);
-        assert_eq!(congestion.show(65_535, 99, sent(0), SEGMENT), 1);
-        assert_eq!(congestion.show(0, 7, sent(0), SEGMENT), 0);
+        assert_eq!(congestion.show(65_535, 14, sent(0), false), 1);
+        assert_eq!(congestion.show(65_535, 99, sent(0), false), 1);
+        assert_eq!(congestion.show(0, 7, sent(0), false), 0);
         assert_eq!(
             congestion.window(),
             Some(LEAST),
             "still there when it opens"
         );
-        assert_eq!(congestion.show(65_535, 0, sent(0), SEGMENT), LEAST as u16);
+        assert_eq!(congestion.show(65_535, 0, sent(0), false), LEAST as u16);
     }
 
     #[test]

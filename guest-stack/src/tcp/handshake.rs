@@ -13,6 +13,7 @@ use smoltcp::wire::{Ipv4Packet, TcpControl, TcpPacket, TcpRepr};
 
 use super::connection::Flow;
 use super::half_open::{HalfOpen, Target, Verdict};
+use super::recovery::Promises;
 use super::segment::{Received, Segment};
 use super::{TcpStreamId, birth, cookie};
 use crate::classify::{self, Class, ETHERNET_LEN, Kind, TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
@@ -343,8 +344,10 @@ impl Sockets {
             return Ending::Malformed;
         };
         let mut flow = Flow::new(key, cell, options);
-        let (shift, selective) = (syn.tcp.window_scale, syn.tcp.sack_permitted);
-        flow.recovery.begun_by(shift, selective);
+        let syn = syn.tcp;
+        let promises = Promises::new(syn.window_scale, syn.sack_permitted, syn.max_seg_size);
+        flow.recovery.begun_by(promises);
+        flow.measures_segments(mtu);
         flow.recovery
             .synchronized(isn.wrapping_add(1), irs.wrapping_add(1), round_trip);
         flow.recovery.begins(round_trip);

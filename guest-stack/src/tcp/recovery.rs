@@ -40,9 +40,10 @@ use smoltcp::socket::tcp::State;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::TcpPacket;
 
-use self::options::{came_twice, promises, selected};
+pub(crate) use self::options::Promises;
+use self::options::{came_twice, selected};
 pub(crate) use self::scoreboard::Scoreboard;
-use super::congestion::{Congestion, Flight, SEGMENT};
+use super::congestion::{Congestion, Flight};
 use crate::classify::{TCP_ACK, TCP_RST, TCP_SYN, TcpHeader};
 use crate::tally::{Tally, after};
 
@@ -118,6 +119,8 @@ pub(crate) struct Recovery {
     widest: u16,
     /// By how much the peer scales its windows.
     shift: u8,
+    /// The most data that it takes in a segment, or the path to it.
+    mss: u16,
     congestion: Congestion,
     /// A loss was noticed when this was the highest, and not all below it is
     /// acknowledged.
@@ -177,6 +180,7 @@ impl Recovery {
             window: 0,
             widest: 0,
             shift: 0,
+            mss: u16::MAX,
             congestion: Congestion::default(),
             recover: None,
             resent: None,
@@ -201,11 +205,16 @@ impl Recovery {
         }
     }
 
-    /// What the peer's SYN says of the windows that follow (RFC 7323, 2.2), and whether it will
-    /// tell what it has behind a hole (RFC 2018).
-    pub(crate) fn begun_by(&mut self, shift: Option<u8>, selective: bool) {
-        self.shift = shift.unwrap_or(0).min(14);
-        self.selective = selective;
+    /// What the peer's SYN says of what follows.
+    pub(crate) fn begun_by(&mut self, promises: Promises) {
+        self.shift = promises.shift.unwrap_or(0).min(14);
+        self.selective = promises.selective;
+        self.mss = promises.mss;
+    }
+
+    /// The path takes no more data in a segment than this.
+    fn path_is_narrow(&mut self, segment: u32) {
+        self.mss = u16::try_from(segment).map_or(self.mss, |segment| segment.min(self.mss));
     }
 
     /// The handshake is complete: what follows either side's SYN, and how long our SYN and
@@ -362,8 +371,7 @@ impl Recovery {
             self.window = TcpPacket::new_checked(tcp_bytes).map_or(0, |packet| {
                 // This one is not scaled, all others are (RFC 7323, 2.2).
                 let window = packet.window_len();
-                let (shift, selective) = promises(&packet);
-                self.begun_by(shift, selective);
+                self.begun_by(Promises::of(&packet));
                 (window >> self.shift).max(window.min(1))
             });
             return;
@@ -521,7 +529,8 @@ impl Recovery {
     }
 
     /// The window that the socket is to see in a segment of the peer's.
-    fn shows(&mut self, tcp: &TcpHeader, segment: u32) -> u16 {
+    /// It `gathers` what it sends.
+    fn shows(&mut self, tcp: &TcpHeader, gathers: bool) -> u16 {
         if let (Some((_, resent)), Some(highest)) = (self.resent, self.highest)
             && after(tcp.ack, resent)
             && !after(tcp.ack, highest)
@@ -530,7 +539,7 @@ impl Recovery {
         }
         let flight = self.flight(tcp.ack);
         self.congestion
-            .show(tcp.window, self.shift, flight, segment)
+            .show(tcp.window, self.shift, flight, gathers)
     }
 
     /// What is in flight behind `first`.
@@ -548,10 +557,10 @@ impl Recovery {
     }
 
     /// The peer's window, or the narrower one that the socket is to see.
-    fn shown_window(&self) -> u16 {
+    fn shown_window(&self, gathers: bool) -> u16 {
         let flight = self.flight(self.first().unwrap_or_default());
         self.congestion
-            .show(self.window, self.shift, flight, SEGMENT)
+            .show(self.window, self.shift, flight, gathers)
     }
 
     /// The link lost what was on it, and carries frames again.

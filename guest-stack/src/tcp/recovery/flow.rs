@@ -13,11 +13,11 @@ use smoltcp::socket::raw;
 use smoltcp::socket::tcp::State;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
-    IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpAddress, IpProtocol, TCP_HEADER_LEN, TcpControl, TcpRepr,
-    TcpSeqNumber,
+    IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpAddress, IpProtocol, TCP_HEADER_LEN, TcpControl, TcpPacket,
+    TcpRepr, TcpSeqNumber,
 };
 
-use super::{MIN_PATIENCE, View};
+use super::{MIN_PATIENCE, Promises, View};
 use crate::classify::{
     Class, ETHERNET_LEN, Kind, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, checksum_holds, classify,
 };
@@ -49,14 +49,21 @@ impl Flow {
         })
     }
 
-    /// Data of a full segment.
+    /// Data of a full segment: what the link and the peer take.
     fn segment_len(&self, mtu: usize) -> u32 {
         let headers = match self.key.remote.addr {
             IpAddress::Ipv4(_) => IPV4_HEADER_LEN,
             IpAddress::Ipv6(_) => IPV6_HEADER_LEN,
         };
-        // No packet is longer than 65,535 bytes.
-        mtu.saturating_sub(headers + TCP_HEADER_LEN) as u32
+        let link = mtu.saturating_sub(headers + TCP_HEADER_LEN);
+        link.min(self.recovery.mss.into()) as u32
+    }
+
+    /// Windows are made of segments as long as they are now.
+    pub(in crate::tcp) fn measures_segments(&mut self, mtu: usize) {
+        // At most the peer's.
+        let segment = self.segment_len(mtu) as u16;
+        self.recovery.congestion.has_segments_of(segment);
     }
 
     /// The frame with the window that the socket is to be shown in place of the peer's, in
@@ -69,11 +76,12 @@ impl Flow {
         room: &'r mut Vec<u8>,
     ) -> Option<&'r [u8]> {
         let begins = self.last_state == State::SynSent && self.state() == State::SynSent;
-        let segment = self.segment_len(mtu);
-        let recovery = &mut self.recovery;
-        if !begins && !recovery.congestion.is_narrow() {
+        if !begins && !self.recovery.congestion.is_narrow() {
             return None;
         }
+        self.measures_segments(mtu);
+        let gathers = !self.options.nodelay;
+        let recovery = &mut self.recovery;
         let Some(Class::Ip(packet)) = classify(frame) else {
             return None;
         };
@@ -81,9 +89,13 @@ impl Flow {
             return None;
         };
         let window = match tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK) {
-            TCP_ACK => recovery.shows(&tcp, segment),
+            TCP_ACK => recovery.shows(&tcp, gathers),
             // Its SYN's window is not scaled.
             flags if begins && flags == TCP_SYN | TCP_ACK => {
+                let syn = TcpPacket::new_checked(frame.get(packet.payload.clone())?).ok()?;
+                recovery.begun_by(Promises::of(&syn));
+                self.measures_segments(mtu);
+                let recovery = &mut self.recovery;
                 recovery.answered(now, tcp.ack);
                 recovery.congestion.clip(tcp.window, 0)
             }
@@ -301,7 +313,7 @@ impl Flow {
                 // smoltcp's sequence numbers are signed.
                 seq_number: TcpSeqNumber(seq as i32),
                 ack_number: Some(TcpSeqNumber(ack as i32)),
-                window_len: self.recovery.shown_window(),
+                window_len: self.recovery.shown_window(!self.options.nodelay),
                 window_scale: None,
                 max_seg_size: None,
                 sack_permitted: false,
@@ -343,6 +355,7 @@ impl Sockets {
         }
         let peer = report.key.remote.addr;
         if self.io.paths.learn(now, peer, report.mtu) {
+            flow.recovery.path_is_narrow(flow.segment_len(report.mtu));
             flow.recovery.link_is_back(now);
             self.table.mark(index);
             self.counters.tcp_paths_narrowed += 1;

@@ -4,24 +4,54 @@ use smoltcp::wire::{TcpOption, TcpPacket};
 
 use crate::tally::after;
 
-/// By how much the sender of this SYN scales the windows that follow, and whether it will tell
-/// what it has behind a hole.
-pub(super) fn promises(packet: &TcpPacket<&[u8]>) -> (Option<u8>, bool) {
-    let (mut shift, mut selective) = (None, false);
-    let mut options = packet.options();
-    while let Ok((rest, option)) = TcpOption::parse(options) {
-        match option {
-            TcpOption::WindowScale(by) => shift = Some(by),
-            TcpOption::SackPermitted => selective = true,
-            TcpOption::EndOfList => break,
-            _ => {}
+/// The data that a segment may have to a peer that does not say (RFC 9293, 3.7.1), and less
+/// than which smoltcp does not take a peer's word for.
+const DEFAULT_MSS: u16 = 536;
+const LEAST_MSS: u16 = 48;
+
+/// What a SYN says of its sender.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Promises {
+    /// By how much it scales the windows that follow (RFC 7323, 2.2).
+    pub(crate) shift: Option<u8>,
+    /// Whether it will tell what it has behind a hole (RFC 2018).
+    pub(crate) selective: bool,
+    /// The most data that it takes in a segment (RFC 9293, 3.7.1).
+    pub(crate) mss: u16,
+}
+
+impl Promises {
+    /// Those of this SYN.
+    pub(super) fn of(packet: &TcpPacket<&[u8]>) -> Self {
+        let (mut shift, mut selective, mut mss) = (None, false, None);
+        let mut options = packet.options();
+        while let Ok((rest, option)) = TcpOption::parse(options) {
+            match option {
+                TcpOption::WindowScale(by) => shift = Some(by),
+                TcpOption::SackPermitted => selective = true,
+                TcpOption::MaxSegmentSize(bytes) => mss = Some(bytes),
+                TcpOption::EndOfList => break,
+                _ => {}
+            }
+            if rest.is_empty() {
+                break;
+            }
+            options = rest;
         }
-        if rest.is_empty() {
-            break;
-        }
-        options = rest;
+        Self::new(shift, selective, mss)
     }
-    (shift, selective)
+
+    /// What these options say, as far as they were there.
+    pub(crate) fn new(shift: Option<u8>, selective: bool, mss: Option<u16>) -> Self {
+        // smoltcp takes none for nothing said, as Linux does.
+        let mss = mss.filter(|bytes| *bytes != 0).unwrap_or(DEFAULT_MSS);
+        let mss = mss.max(LEAST_MSS);
+        Self {
+            shift,
+            selective,
+            mss,
+        }
+    }
 }
 
 /// Whether a segment says that something below `ack` came twice: in its first block
