@@ -26,6 +26,8 @@ pub(crate) struct Tally {
     pub(crate) resent: u32,
     /// Parts of what was sent before that were chosen, because they were lost.
     pub(crate) chosen: u32,
+    /// Where the first of those segments begins.
+    pub(crate) resent_from: u32,
     /// The end of the last of both.
     pub(crate) resent_end: u32,
 }
@@ -36,6 +38,9 @@ impl Tally {
         self.acknowledged(tcp);
         let end = tcp.seq_end();
         if end != tcp.seq && !self.fresh_up_to(end) {
+            if self.resent == 0 {
+                self.resent_from = tcp.seq;
+            }
             self.resent += 1;
             self.resent_end = end;
         }

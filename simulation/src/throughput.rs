@@ -7,6 +7,9 @@
 
 use std::fmt::Write as _;
 
+use host_bridge::impair::ImpairConfig;
+use host_bridge::port::PortChange;
+
 use crate::clock::{MILLISECOND, Nanos, SECOND};
 use crate::scenario::{Fault, Memory, Scenario};
 use crate::world::World;
@@ -19,6 +22,21 @@ pub const DELAYS: [u32; 4] = [0, 10, 50, 200];
 pub const QUEUES: [u32; 4] = [10, 20, 45, 100];
 /// How long a host is away, in milliseconds.
 pub const AWAY: [u32; 3] = [0, 10, 200];
+/// MTUs, and delays each way in milliseconds, of transfers that an outage interrupts.
+pub const INTERRUPTED: [(u16, u32); 6] = [
+    (1500, 0),
+    (1500, 10),
+    (1500, 50),
+    (9000, 0),
+    (9000, 10),
+    (9000, 50),
+];
+/// The outages, and what the table calls them.
+pub const OUTAGES: [(&str, Outage); 3] = [
+    ("the receiver's host does nothing", Outage::Frozen),
+    ("all data are lost", Outage::Lost),
+    ("all answers are lost", Outage::Unanswered),
+];
 
 /// Runs that one cell is made of.
 const RUNS: u64 = 16;
@@ -56,12 +74,11 @@ pub fn goodput(loss: u32, delay_ms: u32) -> Result<f64, String> {
 /// # Errors
 /// What is wrong with a run.
 pub fn narrow(queue: u32) -> Result<f64, String> {
-    let impairment = |text: String| text.parse().map_err(|error| format!("{text}: {error}"));
     let mut time = 0;
     for seed in 0..RUNS {
         let mut scenario = Scenario::bulk(seed, BYTES, "");
-        scenario.guests[0].impair_to_guest = impairment("delay=20ms,limit=100000".to_owned())?;
-        scenario.guests[1].impair_to_guest = impairment(format!("rate=20mbit,limit={queue}"))?;
+        scenario.guests[0].impair_to_guest = impair(&delay(20))?;
+        scenario.guests[1].impair_to_guest = impair(&format!("rate=20mbit,limit={queue}"))?;
         // Not all of them at the same moment of the path.
         scenario.connections[0].at += seed * MILLISECOND;
         time += run(scenario)?.time - (10 + seed) * MILLISECOND;
@@ -110,6 +127,84 @@ pub fn pause(how: Away, away_ms: u32) -> Result<f64, String> {
         worst = worst.max(run(scenario)?.longest_pause.saturating_sub(down));
     }
     Ok(worst as f64 / MILLISECOND as f64)
+}
+
+/// What keeps frames back for a while.
+#[derive(Debug, Clone, Copy)]
+pub enum Outage {
+    /// The receiving guest's host does nothing; what was sent waits.
+    Frozen,
+    /// All that is sent to the receiving guest is lost.
+    Lost,
+    /// All its answers are lost.
+    Unanswered,
+}
+
+/// How much longer a transfer takes for an outage than that lasts, in milliseconds: the worst
+/// of some runs, of which each begins at another moment. The receiver takes 64 MB at once, as
+/// hosts for long paths do.
+///
+/// # Errors
+/// What is wrong with a run.
+pub fn after(how: Outage, mtu: u16, delay_ms: u32) -> Result<f64, String> {
+    let lasts = SECOND + 400 * MILLISECOND;
+    let time = |seed: u64, faults: &[(Nanos, Fault)]| {
+        let mut scenario = Scenario::bulk(seed, 10 * BYTES, "");
+        for guest in &mut scenario.guests {
+            (guest.mtu, guest.buffers) = (mtu, ((64 << 20) - 1, 262_143));
+            guest.impair_to_guest = impair(&delay(delay_ms))?;
+        }
+        let [connection] = &mut scenario.connections[..] else {
+            return Err("one connection".to_owned());
+        };
+        connection.buffers = (262_143, 4 << 20);
+        // It gathers what it sends, as is usual.
+        connection.nodelay = false;
+        scenario.faults = faults.to_vec();
+        run(scenario).map(|summary| summary.time)
+    };
+    let mut worst: Nanos = 0;
+    for seed in 0..4 {
+        let undisturbed = time(seed, &[])?;
+        // Some way into the transfer.
+        let at = (undisturbed + 10 * MILLISECOND) / 2 + seed * 37_000;
+        let port = match how {
+            Outage::Frozen | Outage::Lost => 1,
+            Outage::Unanswered => 0,
+        };
+        let change = |text: String| {
+            let impair_to_guest = Some(impair(&text)?);
+            let change = PortChange {
+                impair_to_guest,
+                ..PortChange::default()
+            };
+            Ok::<_, String>(Fault::Change {
+                port,
+                change: change.into(),
+            })
+        };
+        let faults = match how {
+            Outage::Frozen => vec![(at, Fault::FreezeHost { port, time: lasts })],
+            Outage::Lost | Outage::Unanswered => vec![
+                (at, change("loss=100%".to_owned())?),
+                (at + lasts, change(delay(delay_ms))?),
+            ],
+        };
+        let longer = time(seed, &faults)?.saturating_sub(undisturbed + lasts);
+        worst = worst.max(longer);
+    }
+    Ok(worst as f64 / MILLISECOND as f64)
+}
+
+fn delay(ms: u32) -> String {
+    match ms {
+        0 => "off".to_owned(),
+        ms => format!("delay={ms}ms,limit=100000"),
+    }
+}
+
+fn impair(text: &str) -> Result<ImpairConfig, String> {
+    text.parse().map_err(|error| format!("{text}: {error}"))
 }
 
 /// Both tables, as they stand in the repository.
@@ -164,6 +259,21 @@ pub fn tables() -> Result<String, String> {
         let _ = write!(text, "\n| {name} |");
         for away in AWAY {
             let _ = write!(text, " {} |", figure(pause(how, away)?));
+        }
+    }
+    text += "\n\nHow much longer a transfer of 20 MB takes for an outage of 1.4 s in the middle of it,\n\
+             beyond those, in milliseconds; the worst of 4 runs. Buffers hold 4 MB here, and 64 MB at\n\
+             the receiver. What was lost waits for smoltcp's second time-out.\n\n\
+             | MTU, delay each way |";
+    for (mtu, delay) in INTERRUPTED {
+        let _ = write!(text, " {mtu}, {delay} ms |");
+    }
+    text += "\n| :--- |";
+    text += &" ---: |".repeat(INTERRUPTED.len());
+    for (name, how) in OUTAGES {
+        let _ = write!(text, "\n| {name} |");
+        for (mtu, delay) in INTERRUPTED {
+            let _ = write!(text, " {} |", figure(after(how, mtu, delay)?));
         }
     }
     text.push('\n');

@@ -1,6 +1,8 @@
 //! The tables of `THROUGHPUT.md`, made anew.
 
-use simulation::throughput::{AWAY, Away, DELAYS, LOSSES, QUEUES, goodput, narrow, pause};
+use simulation::throughput::{
+    AWAY, Away, DELAYS, INTERRUPTED, LOSSES, OUTAGES, QUEUES, after, goodput, narrow, pause,
+};
 
 /// The figures of the rows that begin with `| name |`.
 fn row(name: &str) -> Vec<f64> {
@@ -66,6 +68,22 @@ fn a_restart_of_the_host_holds_a_transfer_up_no_longer_than_the_table_says() {
             let found = pause(how, away).unwrap();
             compare(&format!("{name}, {away} ms"), kept, found);
             assert!(found < 1000.0, "{name}: {found} ms");
+        }
+    }
+}
+
+#[test]
+fn an_outage_holds_a_transfer_up_no_longer_than_the_table_says() {
+    for (name, how) in OUTAGES {
+        let kept = row(name);
+        assert_eq!(kept.len(), INTERRUPTED.len());
+        for ((mtu, delay), kept) in INTERRUPTED.into_iter().zip(kept) {
+            if cfg!(debug_assertions) && (name, mtu, delay) != ("all data are lost", 9000, 10) {
+                continue;
+            }
+            let found = after(how, mtu, delay).unwrap();
+            compare(&format!("{name}, {mtu}, {delay} ms"), kept, found);
+            assert!(found < 2000.0, "{name}: {found} ms");
         }
     }
 }

@@ -99,8 +99,8 @@ pub(crate) struct Congestion {
     calm: bool,
     /// The window is one for a long silence.
     silent: bool,
-    /// The window before the last loss that counted, or before the silence.
-    before: Option<u32>,
+    /// The window and the threshold before the last loss that counted, or before the silence.
+    before: (Option<u32>, Option<u32>),
     /// Segments that were sent again since, less those that the peer had already.
     doubtful: u16,
     /// Bytes that arrived since the round trip began that is measured now.
@@ -194,11 +194,12 @@ impl Congestion {
         }
     }
 
-    /// Gives the window back that was there before, unless it is wider by now.
+    /// Gives back what was there before, unless the window is wider by now (RFC 4015, 3.2).
     fn restore(&mut self) {
-        let now = self.window.zip(self.before);
+        let (window, threshold) = self.before;
+        let now = self.window.zip(window);
         self.window = now.map(|(now, before)| now.max(before));
-        self.threshold = self.window;
+        self.threshold = threshold;
     }
 
     /// Whether acknowledgements take so much longer than they have to.
@@ -334,7 +335,7 @@ impl Congestion {
         }
         self.anew = false;
         self.noticed = Some(now);
-        self.before = self.window;
+        self.before = (self.window, self.threshold);
         self.doubtful = 1;
         let most = in_flight.min(self.window.unwrap_or(u32::MAX)) / 10 * 7;
         self.threshold = Some(most);
@@ -362,9 +363,10 @@ impl Congestion {
         self.noticed = None;
         if in_flight > self.least() {
             if !core::mem::replace(&mut self.silent, true) {
-                self.before = self.window;
+                self.before = (self.window, self.threshold);
+                let half = in_flight.min(self.window.unwrap_or(u32::MAX)) / 2;
+                self.threshold = Some(half.max(self.least()));
             }
-            self.threshold = Some(in_flight.min(self.window.unwrap_or(u32::MAX)) / 2);
             self.window = Some(self.least());
         }
     }

@@ -100,7 +100,7 @@ pub(crate) struct View {
     unread: usize,
 }
 
-/// What a connection remembers of its losses: 408 bytes, and its board while it has holes.
+/// What a connection remembers of its losses: 424 bytes, and its board while it has holes.
 #[derive(Debug)]
 pub(crate) struct Recovery {
     /// The first unacknowledged sequence number, once data was acknowledged.
@@ -127,6 +127,8 @@ pub(crate) struct Recovery {
     recover: Option<u32>,
     /// When something was resent last, and its end.
     resent: Option<(Instant, u32)>,
+    /// The socket's time-out: all up to here is sent again, as the window lets it.
+    all_again: Option<u32>,
     /// The round trip that is being measured: the end of what was sent, when.
     sample: Option<(u32, Instant)>,
     /// Ends of what was sent, and when, in µs: what they took tells of a queue while it
@@ -184,6 +186,7 @@ impl Recovery {
             congestion: Congestion::default(),
             recover: None,
             resent: None,
+            all_again: None,
             sample: None,
             marks: heapless::Deque::new(),
             srtt_us: None,
@@ -308,18 +311,26 @@ impl Recovery {
             self.marks.clear();
         }
         if again > 0 && in_flight > 0 {
+            let before = self.resent.replace((now, tally.resent_end));
+            let goes_on = before.is_some_and(|(_, end)| end == tally.resent_from);
             self.since = now;
-            self.resent = Some((now, tally.resent_end));
-            // More than one that was not chosen is smoltcp's timeout: all is sent again.
-            self.recover = match tally.resent {
-                0 | 1 => self.recover.or(self.highest),
-                _ => None,
-            };
             match tally.resent {
-                // A silence alone may be a busy host's: what is acknowledged next tells.
-                0 | 1 if self.probing => self.congestion.sent_again(),
-                0 | 1 => self.congestion.lost(now, in_flight),
-                _ => self.congestion.timed_out(in_flight),
+                // What its time-out began.
+                1.. if goes_on && self.all_again.is_some() => self.congestion.sent_again(),
+                0 | 1 => {
+                    self.recover = self.recover.or(self.highest);
+                    match self.probing {
+                        // A silence alone may be a busy host's: what is acknowledged next tells.
+                        true => self.congestion.sent_again(),
+                        false => self.congestion.lost(now, in_flight),
+                    }
+                }
+                // More than one that was not chosen is smoltcp's timeout: all is sent again.
+                _ => {
+                    self.recover = None;
+                    self.all_again = self.highest;
+                    self.congestion.timed_out(in_flight);
+                }
             }
         }
         self.highest = tally.highest;
@@ -443,6 +454,7 @@ impl Recovery {
             self.highest = Some(ack);
         }
         self.since = now;
+        self.all_again = self.all_again.filter(|end| after(*end, ack));
         let probes = core::mem::take(&mut self.probes);
         self.due = false;
         if let Some((at, end)) = self.resent
@@ -542,9 +554,11 @@ impl Recovery {
             .show(tcp.window, self.shift, flight, gathers)
     }
 
-    /// What is in flight behind `first`.
+    /// What is in flight behind `first`: of what is sent again after a time-out only what was.
     fn flight(&self, first: u32) -> Flight {
-        let highest = self.highest.filter(|highest| after(*highest, first));
+        let again = self.all_again.and(self.resent).map(|(_, end)| end);
+        let highest = again.or(self.highest);
+        let highest = highest.filter(|highest| after(*highest, first));
         let sent = highest.map_or(0, |highest| highest.wrapping_sub(first));
         let board = self.board.as_deref();
         let (arrived, due) = board.map_or((0, 0), |board| board.counts(first));
@@ -644,7 +658,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_remembers_of_its_losses_is_small() {
-        assert!(size_of::<Recovery>() <= 408, "{}", size_of::<Recovery>());
+        assert!(size_of::<Recovery>() <= 424, "{}", size_of::<Recovery>());
     }
 
     #[test]
