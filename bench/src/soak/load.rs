@@ -171,7 +171,7 @@ impl Client {
         }
     }
 
-    /// Says whether it went well.
+    /// Does a transfer, counts it, and tells if it took too long. Says whether it went well.
     fn transfers(
         &self,
         what: &str,

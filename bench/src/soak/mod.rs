@@ -158,10 +158,11 @@ impl Options {
             }
         }
         if late {
-            // What they wait for.
+            // What they wait for; without that the run is judged all the same.
             let mut ss = Command::new("ss");
             ss.arg("-tino");
-            eprintln!("{}", tools::output(ss)?);
+            let waits = tools::output(ss).unwrap_or_else(|error| error.to_string());
+            eprintln!("{waits}");
         }
         let sample = shared.sample(start.elapsed(), world.processes()?);
         if let Some(out) = &mut out {

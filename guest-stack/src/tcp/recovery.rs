@@ -215,7 +215,8 @@ impl Recovery {
         self.mss = promises.mss;
     }
 
-    /// The path takes no more data in a segment than this.
+    /// The path takes no more data in a segment than this. What is forgotten of paths later
+    /// is not forgotten here: it only makes windows of shorter segments.
     fn path_is_narrow(&mut self, segment: u32) {
         self.mss = u16::try_from(segment).map_or(self.mss, |segment| segment.min(self.mss));
     }
@@ -540,8 +541,8 @@ impl Recovery {
         }
     }
 
-    /// The window that the socket is to see in a segment of the peer's.
-    /// It `gathers` what it sends.
+    /// The window that the socket, which `gathers` what it sends or does not, is to see in a
+    /// segment of the peer's.
     fn shows(&mut self, tcp: &TcpHeader, gathers: bool) -> u16 {
         if let (Some((_, resent)), Some(highest)) = (self.resent, self.highest)
             && after(tcp.ack, resent)

@@ -79,9 +79,6 @@ impl Flow {
         if !begins && !self.recovery.congestion.is_narrow() {
             return None;
         }
-        self.measures_segments(mtu);
-        let gathers = !self.options.nodelay;
-        let recovery = &mut self.recovery;
         let Some(Class::Ip(packet)) = classify(frame) else {
             return None;
         };
@@ -89,15 +86,17 @@ impl Flow {
             return None;
         };
         let window = match tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK) {
-            TCP_ACK => recovery.shows(&tcp, gathers),
+            TCP_ACK => {
+                self.measures_segments(mtu);
+                self.recovery.shows(&tcp, !self.options.nodelay)
+            }
             // Its SYN's window is not scaled.
             flags if begins && flags == TCP_SYN | TCP_ACK => {
                 let syn = TcpPacket::new_checked(frame.get(packet.payload.clone())?).ok()?;
-                recovery.begun_by(Promises::of(&syn));
+                self.recovery.begun_by(Promises::of(&syn));
                 self.measures_segments(mtu);
-                let recovery = &mut self.recovery;
-                recovery.answered(now, tcp.ack);
-                recovery.congestion.clip(tcp.window, 0)
+                self.recovery.answered(now, tcp.ack);
+                self.recovery.congestion.clip(tcp.window, 0)
             }
             _ => return None,
         };
