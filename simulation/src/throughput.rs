@@ -32,10 +32,11 @@ pub const INTERRUPTED: [(u16, u32); 6] = [
     (9000, 50),
 ];
 /// The outages, and what the table calls them.
-pub const OUTAGES: [(&str, Outage); 3] = [
+pub const OUTAGES: [(&str, Outage); 4] = [
     ("the receiver's host does nothing", Outage::Frozen),
     ("all data are lost", Outage::Lost),
     ("all answers are lost", Outage::Unanswered),
+    ("nine of ten are lost both ways", Outage::Heavy),
 ];
 
 /// Runs that one cell is made of.
@@ -138,6 +139,8 @@ pub enum Outage {
     Lost,
     /// All its answers are lost.
     Unanswered,
+    /// Nine of ten frames are lost, in both directions.
+    Heavy,
 }
 
 /// How much longer a transfer takes for an outage than that lasts, in milliseconds: the worst
@@ -168,11 +171,7 @@ pub fn after(how: Outage, mtu: u16, delay_ms: u32) -> Result<f64, String> {
         let undisturbed = time(seed, &[])?;
         // Some way into the transfer.
         let at = (undisturbed + 10 * MILLISECOND) / 2 + seed * 37_000;
-        let port = match how {
-            Outage::Frozen | Outage::Lost => 1,
-            Outage::Unanswered => 0,
-        };
-        let change = |text: String| {
+        let change = |port: usize, text: String| {
             let impair_to_guest = Some(impair(&text)?);
             let change = PortChange {
                 impair_to_guest,
@@ -183,13 +182,26 @@ pub fn after(how: Outage, mtu: u16, delay_ms: u32) -> Result<f64, String> {
                 change: change.into(),
             })
         };
-        let faults = match how {
-            Outage::Frozen => vec![(at, Fault::FreezeHost { port, time: lasts })],
-            Outage::Lost | Outage::Unanswered => vec![
-                (at, change("loss=100%".to_owned())?),
-                (at + lasts, change(delay(delay_ms))?),
-            ],
+        let (ports, loss): (&[usize], _) = match how {
+            Outage::Frozen => (&[], 0),
+            Outage::Lost => (&[1], 100),
+            Outage::Unanswered => (&[0], 100),
+            Outage::Heavy => (&[0, 1], 90),
         };
+        let mut faults = Vec::new();
+        if ports.is_empty() {
+            faults.push((
+                at,
+                Fault::FreezeHost {
+                    port: 1,
+                    time: lasts,
+                },
+            ));
+        }
+        for port in ports {
+            faults.push((at, change(*port, lossy(loss, delay_ms))?));
+            faults.push((at + lasts, change(*port, delay(delay_ms))?));
+        }
         let longer = time(seed, &faults)?.saturating_sub(undisturbed + lasts);
         worst = worst.max(longer);
     }
@@ -201,6 +213,15 @@ fn delay(ms: u32) -> String {
         0 => "off".to_owned(),
         ms => format!("delay={ms}ms,limit=100000"),
     }
+}
+
+fn lossy(percent: u32, ms: u32) -> String {
+    let delay = if ms == 0 {
+        String::new()
+    } else {
+        format!(",{}", delay(ms))
+    };
+    format!("loss={percent}%{delay}")
 }
 
 fn impair(text: &str) -> Result<ImpairConfig, String> {

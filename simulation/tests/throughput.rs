@@ -83,7 +83,7 @@ fn an_outage_holds_a_transfer_up_no_longer_than_the_table_says() {
             }
             let found = after(how, mtu, delay).unwrap();
             compare(&format!("{name}, {mtu}, {delay} ms"), kept, found);
-            assert!(found < 2000.0, "{name}: {found} ms");
+            assert!(found < 6000.0, "{name}: {found} ms");
         }
     }
 }

@@ -219,7 +219,7 @@ impl Congestion {
 
     /// Whether what was sent first is answered, and not what was sent again: nothing ever took
     /// so little.
-    fn is_too_short(&self, round_trip_us: u32) -> bool {
+    pub(crate) fn is_too_short(&self, round_trip_us: u32) -> bool {
         self.shortest_us
             .is_some_and(|shortest| round_trip_us < shortest / 8 * 7)
     }
@@ -274,7 +274,9 @@ impl Congestion {
         // flight: what was there in this round trip or the last counts. `show` leaves at least
         // half of a window of two segments to be filled.
         let filled = self.filled[0].max(self.filled[1]);
-        let settled = above && !self.calm || self.is_slower();
+        // What a queue lost is made good in a round trip or two. Where that takes longer, as
+        // after a time of heavy losses, it would go on for ever in the least window.
+        let settled = above && !self.calm && !self.is_seen(now) || self.is_slower();
         if bytes == 0 || recovering && settled || filled < window / 2 {
             return;
         }
@@ -320,8 +322,7 @@ impl Congestion {
     /// last time can be seen.
     pub(crate) fn lost(&mut self, now: Instant, in_flight: u32) {
         self.sent_again();
-        let seen = |at| now >= at + Duration::from_micros(u64::from(self.latest_us) * 2);
-        let counts = self.noticed.is_none_or(|at| self.anew && seen(at));
+        let counts = self.noticed.is_none() || self.anew && self.is_seen(now);
         // A path that had a queue has one, however short.
         let queue = match self.threshold {
             Some(_) => self.is_slower(),
@@ -340,6 +341,12 @@ impl Congestion {
         let most = in_flight.min(self.window.unwrap_or(u32::MAX)) / 10 * 7;
         self.threshold = Some(most);
         self.window = Some(self.carried.min(most).max(self.least()));
+    }
+
+    /// Whether what came of the last loss that counted can be seen by now.
+    fn is_seen(&self, now: Instant) -> bool {
+        let long = Duration::from_micros(u64::from(self.latest_us) * 2);
+        self.noticed.is_none_or(|at| now >= at + long)
     }
 
     /// Something is sent again, whatever for.
@@ -554,6 +561,24 @@ mod tests {
             congestion.lost(Instant::ZERO, 42_000);
         }
         assert_eq!(congestion.window(), Some(LEAST));
+    }
+
+    #[test]
+    fn a_window_grows_while_much_is_made_good_that_a_queue_lost() {
+        let mut congestion = with(20_000, 60_000);
+        congestion.answered(Some(60_000));
+        congestion.lost(Instant::ZERO, 60_000);
+        congestion.answered(Some(20_000));
+        let mut grown = |at| {
+            let before = congestion.window();
+            congestion.delivered(Instant::from_millis(at), 8000, sent(60_000), true);
+            congestion
+                .window()
+                .zip(before)
+                .map(|(now, before)| now - before)
+        };
+        assert_eq!(grown(39), Some(0), "nobody knows yet what came of it");
+        assert_eq!(grown(40), Some(1000));
     }
 
     #[test]

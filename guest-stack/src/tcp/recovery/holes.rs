@@ -37,6 +37,10 @@ impl Recovery {
         }
         if let Some(took) = took {
             let took = took.min(LONGEST_US);
+            let board = self.board.as_deref_mut();
+            if let Some(board) = board.filter(|_| !self.congestion.is_too_short(took)) {
+                board.overtaken(now, took);
+            }
             self.congestion.arrived(now, took);
             self.guess(took);
         }

@@ -2,9 +2,11 @@
 //!
 //! It is kept as the holes, of which there are few. A hole is lost when more than two
 //! segments behind it have arrived, or three ranges; one that was resent and is still there
-//! after a while was lost again (RFC 8985, in spirit). The socket can only be made to send
-//! all from the first unacknowledged byte on; `device` lets through what [`next`] names of
-//! it. Decides nothing of when: that is `recovery`'s.
+//! after a while was lost again. So was all that was sent before something that was resent,
+//! once that has arrived (RFC 8985, in spirit): where next to nothing comes through, no
+//! three arrive behind it. The socket can only be made to send all from the first
+//! unacknowledged byte on; `device` lets through what [`next`] names of it. Decides nothing
+//! of when: that is `recovery`'s.
 //!
 //! [`next`]: Scoreboard::next
 
@@ -27,6 +29,8 @@ const RANGES: u32 = 3;
 enum State {
     /// Nobody knows yet.
     Missing,
+    /// What was resent at this time, in µs, has arrived, and this was sent before it.
+    Overtaken(u32),
     /// It is to be resent.
     Due,
     /// It was resent at this time, in µs, which wraps.
@@ -47,7 +51,7 @@ impl Hole {
         match self.state {
             // Both wrap.
             State::Resent(at) => Some((now.total_micros() as u32).wrapping_sub(at)),
-            State::Missing | State::Due => None,
+            State::Missing | State::Overtaken(_) | State::Due => None,
         }
     }
 }
@@ -71,6 +75,9 @@ pub(crate) struct Scoreboard {
     top: u32,
     /// From here on nothing was ever sent.
     fresh: u32,
+    /// All up to here was sent by this time, in µs, which wraps: before something that was
+    /// resent, and of which nothing was heard yet.
+    mark: Option<(u32, u32)>,
     /// Bytes that may be resent now.
     budget: u32,
     now_us: u32,
@@ -99,6 +106,7 @@ impl Scoreboard {
             holes: Vec::new(),
             top: first,
             fresh: first,
+            mark: None,
             budget: 0,
             now_us: 0,
             patience_us: 0,
@@ -184,6 +192,25 @@ impl Scoreboard {
         after(ack, first.from).then(|| first.took(now)).flatten()
     }
 
+    /// Something has arrived that was resent so many µs ago. What was sent before that and is
+    /// not there was overtaken by it, as far as is known: one mark is made at a time, about
+    /// once in a round trip.
+    pub(crate) fn overtaken(&mut self, now: Instant, took: u32) {
+        let at = (now.total_micros() as u32).wrapping_sub(took);
+        let Some((end, _)) = self.mark.take_if(|(_, by)| !after(*by, at)) else {
+            return;
+        };
+        let state = State::Overtaken(at);
+        let missing = |hole: &&mut Hole| hole.state == State::Missing && !after(hole.to, end);
+        for hole in self.holes.iter_mut().filter(missing) {
+            hole.state = state;
+        }
+        if after(end, self.top) && self.holes.len() < MAX_HOLES {
+            let (from, to) = (core::mem::replace(&mut self.top, end), end);
+            self.holes.push(Hole { from, to, state });
+        }
+    }
+
     /// All before `ack` has arrived. `false`: the peer has forgotten what it had behind it
     /// (RFC 2018, 8), or nothing is left to remember.
     pub(crate) fn acknowledged(&mut self, ack: u32) -> bool {
@@ -200,9 +227,9 @@ impl Scoreboard {
     }
 
     /// Finds out what is to be resent: what is lost by the rule for segments of so many bytes,
-    /// and what was resent longer than `patience` ago, if the peer was `heard` since: a silence
-    /// is for slower and slower probes. With `first`, the first hole is. What is lost anew was
-    /// sent after all that came before `since`.
+    /// and what was resent, or overtaken by what was, longer than `patience` ago, if the peer
+    /// was `heard` since: a silence is for slower and slower probes. With `first`, the first
+    /// hole is. What is lost anew was sent after all that came before `since`.
     pub(crate) fn judge(
         &mut self,
         now: Instant,
@@ -213,6 +240,9 @@ impl Scoreboard {
         first: bool,
     ) -> Losses {
         self.patience_us = u32::try_from(patience.total_micros()).unwrap_or(u32::MAX);
+        let now_us = now.total_micros() as u32;
+        let silent = u32::try_from((now - heard).total_micros()).unwrap_or(u32::MAX);
+        let late = |at: u32| now_us.wrapping_sub(at) > self.patience_us.max(silent);
         let mut losses = Losses::default();
         let (mut end, mut bytes, mut ranges) = (self.top, 0_u32, 0);
         for hole in self.holes.iter_mut().rev() {
@@ -220,17 +250,15 @@ impl Scoreboard {
             ranges += u32::from(above > 0);
             bytes = bytes.saturating_add(above);
             end = hole.from;
+            let is_behind = bytes > segment.saturating_mul(2) || ranges >= RANGES;
             let due = match hole.state {
                 State::Due => false,
-                State::Missing => bytes > segment.saturating_mul(2) || ranges >= RANGES,
-                State::Resent(_) => {
-                    let silent = (now - heard).total_micros();
-                    let took = u64::from(hole.took(now).unwrap_or_default());
-                    took > patience.total_micros() && took > silent
-                }
+                State::Missing => is_behind,
+                State::Overtaken(at) => is_behind || late(at),
+                State::Resent(at) => late(at),
             };
             if due {
-                let again = hole.state != State::Missing;
+                let again = matches!(hole.state, State::Resent(_));
                 losses.anew |= again || !after(since, hole.from);
                 if !again {
                     losses.holes += 1;
@@ -292,14 +320,13 @@ impl Scoreboard {
     /// Whether the first hole was not resent, or is to be again.
     pub(crate) fn waits_for_the_first(&self) -> bool {
         let first = self.holes.first();
-        first.is_some_and(|hole| matches!(hole.state, State::Missing | State::Due))
+        first.is_some_and(|hole| !matches!(hole.state, State::Resent(_)))
     }
 
     /// Whether nothing was done yet about the first hole.
     pub(crate) fn misses_the_first(&self) -> bool {
-        self.holes
-            .first()
-            .is_some_and(|hole| hole.state == State::Missing)
+        let first = self.holes.first();
+        first.is_some_and(|hole| matches!(hole.state, State::Missing | State::Overtaken(_)))
     }
 
     /// From where on nothing was ever sent.
@@ -331,7 +358,7 @@ impl Scoreboard {
     fn may_pass(&self, first: &Hole) -> bool {
         !self.rewound
             && match first.state {
-                State::Missing => true,
+                State::Missing | State::Overtaken(_) => true,
                 State::Due => false,
                 State::Resent(at) => self.now_us.wrapping_sub(at) > self.patience_us,
             }
@@ -340,6 +367,7 @@ impl Scoreboard {
     /// What [`next`](Self::next) named was sent.
     pub(crate) fn resent(&mut self, from: u32, to: u32) {
         self.passed = true;
+        self.mark.get_or_insert((self.fresh, self.now_us));
         self.budget = self.budget.saturating_sub(to.wrapping_sub(from));
         let mut holes = self.holes.iter();
         let Some(at) = holes.position(|hole| !after(hole.from, from) && after(hole.to, from))
@@ -436,6 +464,32 @@ mod tests {
         board.judge(late, late, SEGMENT, PATIENCE, BASE, false);
         let parts = resend(&mut board, late, u32::MAX, SEGMENT);
         assert_eq!(parts, [(2000, 3000), (4000, 5000)]);
+    }
+
+    #[test]
+    fn what_was_sent_before_something_resent_that_arrived_is_lost() {
+        let ms = Instant::from_millis;
+        let mut board = board(&[(1000, 4000), (5000, 6000)]);
+        board.judge(ms(0), ms(0), SEGMENT, PATIENCE, BASE, false);
+        // By then 100,000 were sent.
+        assert_eq!(resend(&mut board, ms(5), u32::MAX, SEGMENT), [(0, 1000)]);
+        assert!(board.acknowledged(at(4000)));
+        board.overtaken(ms(15), 10_001);
+        board.judge(ms(90), ms(90), SEGMENT, PATIENCE, BASE, false);
+        assert!(!board.is_due(), "what arrived was sent before");
+        board.overtaken(ms(15), 10_000);
+        board.judge(ms(35), ms(35), SEGMENT, PATIENCE, BASE, false);
+        assert!(!board.is_due(), "it may be on its way yet");
+        let late = ms(35) + Duration::from_micros(1);
+        board.judge(late, ms(5), SEGMENT, PATIENCE, BASE, false);
+        assert!(!board.is_due(), "nothing was heard since");
+        let losses = board.judge(late, late, SEGMENT, PATIENCE, at(8000), false);
+        assert_eq!(
+            (losses.bytes, losses.holes, losses.anew),
+            (95_000, 2, false)
+        );
+        let parts = resend(&mut board, late, u32::MAX, 100_000);
+        assert_eq!(parts, [(4000, 5000), (6000, 100_000)]);
     }
 
     #[test]
