@@ -9,6 +9,7 @@
 //! | RST | exactly at the next sequence number | believed (RFC 5961, 3.2) |
 //! | RST | elsewhere in the window | dropped, and challenged |
 //! | RST | outside | dropped |
+//! | RST, in TIME-WAIT | anywhere | dropped (RFC 1337, 3): both ends have said all |
 //! | SYN | anywhere | dropped, and challenged (4.2) |
 //! | anything else | | the socket's: it takes no data without an acknowledgement of what is in flight, which is stricter than 5.2 asks |
 //!
@@ -66,6 +67,10 @@ impl Flow {
             let window = socket.recv_capacity() - socket.recv_queue();
             (socket.state(), window)
         });
+        // Its last acknowledgement, which waits for a neighbour, is to be sent yet.
+        if state == State::TimeWait && tcp.flags & TCP_RST != 0 {
+            return Belief::Drop;
+        }
         if !synchronized(state) {
             return Belief::Feed;
         }

@@ -6,7 +6,7 @@
 //! | state of the socket | what happens |
 //! | --- | --- |
 //! | CLOSED, TIME-WAIT, its last segment waits for a neighbour | held, for [`NEIGHBOUR_PATIENCE`](crate::udp::NEIGHBOUR_PATIENCE) |
-//! | CLOSED after LAST-ACK, or closed by the application | detached |
+//! | CLOSED after LAST-ACK or CLOSING, or closed by the application | detached (RFC 9293, 3.10.7.4: no error) |
 //! | CLOSED after SYN-SENT or SYN-RECEIVED | `ConnectionRefused`, detached |
 //! | CLOSED otherwise | `ConnectionReset` (or what was known before), detached |
 //! | TIME-WAIT | detached; a record without buffers answers for it |
@@ -112,7 +112,8 @@ impl Sockets {
             State::Closed | State::Listen => {
                 // What ended it: a reset from the wire took the addresses away,
                 // a reset of ours or a lost address did not.
-                let wanted = flow.owner == Owner::Orphan || before == State::LastAck;
+                let wanted = flow.owner == Owner::Orphan
+                    || matches!(before, State::LastAck | State::Closing);
                 if !wanted {
                     let refused = matches!(before, State::SynSent | State::SynReceived);
                     flow.error.get_or_insert(if refused {

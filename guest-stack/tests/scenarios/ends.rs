@@ -1,6 +1,7 @@
 //! How streams end: half-close, close, reset, timeouts, TIME-WAIT.
 
 use guest_stack::error::StreamError;
+use guest_stack::smoltcp::socket::tcp::State;
 use guest_stack::tcp::TcpStreamId;
 use guest_stack::tcp::options::TcpOptions;
 use guest_stack::tcp::stream::Shutdown;
@@ -367,10 +368,10 @@ fn a_reset_after_a_long_silence_waits_for_the_neighbour_to_be_found() {
     assert!(said.iter().all(|said| said.flags & RST != 0));
 }
 
-#[test]
-fn the_last_acknowledgement_waits_for_the_neighbour_to_be_found() {
+/// A stream that has sent its FIN, with a peer that is a neighbour no more.
+fn half_closed_to_a_forgotten_neighbour(how: impl FnOnce(&mut Conversation)) -> Conversation {
     let mut talk = Conversation::new(TcpOptions::default());
-    talk.bench.stack.sockets().tcp_close(talk.stream);
+    how(&mut talk);
     assert_eq!(talk.poll().len(), 1);
     talk.ack += 1;
     talk.say(".", b"");
@@ -393,6 +394,44 @@ fn the_last_acknowledgement_waits_for_the_neighbour_to_be_found() {
     let now = talk.bench.now();
     talk.bench.stack.configure(other, now).unwrap();
     talk.poll();
+    talk
+}
+
+#[test]
+fn a_reset_that_comes_before_the_last_acknowledgement_has_left_is_not_believed() {
+    let mut talk = half_closed_to_a_forgotten_neighbour(|talk| {
+        let sockets = talk.bench.stack.sockets();
+        sockets.tcp_shutdown(talk.stream, Shutdown::Write).unwrap();
+    });
+    assert_eq!(talk.say("PF", b"read me"), [], "the neighbour is asked for");
+    talk.say("R", b"");
+    assert_eq!(tcps(&talk.bench.exchange(&arp_request())).len(), 1);
+    assert_eq!(talk.recv(), Ok(b"read me".to_vec()));
+    assert_eq!(talk.recv(), Ok(vec![]));
+}
+
+#[test]
+fn a_reset_after_both_ends_have_said_all_is_no_error() {
+    let mut talk = Conversation::new(TcpOptions::default());
+    let sockets = talk.bench.stack.sockets();
+    sockets.tcp_shutdown(talk.stream, Shutdown::Write).unwrap();
+    assert_eq!(talk.poll()[0].flags & FIN, FIN);
+    // It crosses the peer's.
+    talk.say("PF", b"read me");
+    assert_eq!(
+        talk.bench.stack.sockets().tcp_state(talk.stream),
+        Ok(State::Closing)
+    );
+    talk.say("R", b"");
+    assert_eq!(talk.recv(), Ok(b"read me".to_vec()));
+    assert_eq!(talk.recv(), Ok(vec![]));
+}
+
+#[test]
+fn the_last_acknowledgement_waits_for_the_neighbour_to_be_found() {
+    let mut talk = half_closed_to_a_forgotten_neighbour(|talk| {
+        talk.bench.stack.sockets().tcp_close(talk.stream);
+    });
     assert_eq!(talk.say("F", b""), [], "the neighbour is asked for first");
     let said = tcps(&talk.bench.exchange(&arp_request()));
     assert_eq!(said.len(), 1);
