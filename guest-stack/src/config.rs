@@ -183,8 +183,7 @@ impl StackConfig {
 }
 
 /// The interface with its buffers for fragments, and those of reassembly.
-const OWN_BYTES: usize = size_of::<smoltcp::iface::Interface>()
-    + smoltcp::config::REASSEMBLY_BUFFER_COUNT * smoltcp::config::REASSEMBLY_BUFFER_SIZE;
+const OWN_BYTES: usize = size_of::<smoltcp::iface::Interface>() + crate::fragments::MAX_BYTES;
 /// A half-open or TIME-WAIT entry with its places in the tables; measured.
 const ENTRY_BYTES: usize = 430;
 /// A connection besides its buffers; measured.

@@ -144,9 +144,8 @@
 //! are kept for the next one when it ends ([`config::StackConfig::spare_buffer_bytes`]);
 //! a handshake under way and a TIME-WAIT some 250 bytes each, a UDP socket some
 //! 1.3 KB and its buffers. The stack itself takes some 75 KB, most of it
-//! smoltcp's fragment buffer (`SMOLTCP_FRAGMENTATION_BUFFER_SIZE`), and reassembly
-//! as much again and up to 64 KB for each of four packets, once a fragment has
-//! come. Making a stack, changing its configuration, and every new connection
+//! smoltcp's fragment buffer (`SMOLTCP_FRAGMENTATION_BUFFER_SIZE`), and packets of
+//! which fragments are missing 262 KB at the most. Making a stack, changing its configuration, and every new connection
 //! build an interface, which takes three times the fragment buffer of *call stack*
 //! for a moment: give threads that poll or connect 256 KB with the fragment buffer
 //! at 65,535 bytes, 128 KB with it at 16,384 (384 KB and more without optimisation).

@@ -62,7 +62,7 @@ pub struct Sockets {
     pub(crate) spent: Spent,
     pub(crate) application: SocketSet<'static>,
     pub(crate) autoconf: Autoconf,
-    pub(crate) reassembler: Option<Reassembler>,
+    pub(crate) reassembler: Reassembler,
     /// Room for one datagram of a super-frame at a time.
     pub(crate) datagram: Vec<u8>,
     /// Room for one frame with another window.
@@ -154,7 +154,7 @@ impl Sockets {
             spent: Spent::new(hasher),
             application: SocketSet::new(alloc::vec![]),
             autoconf: Autoconf::default(),
-            reassembler: None,
+            reassembler: Reassembler::default(),
             datagram: Vec::new(),
             narrowed: Vec::new(),
             echo: None,
@@ -218,7 +218,7 @@ impl Sockets {
         self.io.rx_checksum = self.net.rx_offloads.contains(Offloads::CHECKSUM);
         self.io.fragmenting = false;
         self.interface = interface(&self.config, &self.net, &mut self.io, now);
-        self.reassembler = None;
+        self.reassembler = Reassembler::default();
         self.refresh_addresses();
         self.neighbours.teach(&mut self.interface, now);
         self.groups_at = Some(now);

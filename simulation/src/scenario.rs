@@ -487,21 +487,30 @@ impl Scenario {
             self.faults
                 .push((random.below(last + 1), Fault::DeleteTap { port, down }));
         }
-        for plan in self.guests.iter_mut().filter(|plan| !plan.hostile) {
-            // Where much is lost an address may be, too, and nobody would be to blame.
+        let faults = &self.faults;
+        for (port, plan) in self.guests.iter_mut().enumerate() {
+            // Where much is lost an address may be, too, and nobody would be to blame; not one
+            // that is leased for a day.
+            let changes = |fault: &Fault| match fault {
+                Fault::Change { port: of, change } => {
+                    *of == port && change.impair_to_host.is_some()
+                }
+                _ => false,
+            };
             let fair = plan.impair_to_host.is_transparent()
                 && plan.impair_to_guest.is_transparent()
-                && plan.line.is_none_or(|line| line.noise == 0);
-            if fair && random.percent(60) {
-                plan.lease = Some(*random.pick(&[60, 120, 600, 86_400]));
+                && plan.line.is_none_or(|line| line.noise == 0)
+                && !faults.iter().any(|(_, fault)| changes(fault));
+            if !plan.hostile && random.percent(60) {
+                plan.lease = match fair {
+                    true => Some(*random.pick(&[60, 120, 600, 86_400])),
+                    false => Some(86_400),
+                };
             }
         }
         let guests = &self.guests;
         self.faults.retain(|(_, fault)| match fault {
             Fault::Renumber { port } => guests[*port].lease.is_none(),
-            Fault::Change { port, change } => {
-                guests[*port].lease.is_none() || change.impair_to_host.is_none()
-            }
             _ => true,
         });
         self.faults.sort_by_key(|fault| fault.0);

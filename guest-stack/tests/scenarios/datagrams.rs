@@ -243,6 +243,31 @@ fn fragments_in_any_order_become_one_datagram_for_its_socket() {
 }
 
 #[test]
+fn datagrams_come_through_though_fragments_of_many_others_were_lost() {
+    let mut bench = Bench::new();
+    let socket = bench.stack.sockets().udp_bind(7).unwrap();
+    let data = pattern(5000, 1);
+    let mut buffer = vec![0; 6000];
+    for ident in 0..100 {
+        let pieces = fragment(&udp_frame(false, 9, 7, &data), 1480, ident);
+        // Of nine of ten one is lost.
+        let lost = (ident % 10 != 0).then_some(usize::from(ident) % 4);
+        for (_, piece) in pieces
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| Some(*at) != lost)
+        {
+            assert!(bench.exchange(piece).is_empty());
+        }
+        let got = bench.stack.sockets().udp_recv_from(socket, &mut buffer);
+        match lost {
+            None => assert_eq!(got, Ok((5000, host(1, false, 9)))),
+            Some(_) => assert_eq!(got, Err(UdpError::WouldBlock)),
+        }
+    }
+}
+
+#[test]
 fn two_large_datagrams_in_a_row_leave_as_whole_sets_of_fragments() {
     let mut bench = Bench::new();
     bench.introduce_peer();
