@@ -118,6 +118,8 @@ fn run<A: Attached>(options: &Options, place: &A::Place) -> Result<(), Error> {
     log::info!("attached to {place}");
     let mut reported = None;
     loop {
+        // Whatever kicked the driver, here is its next round.
+        kicked.store(false, Ordering::Relaxed);
         let step = network.step();
         report(&network, &mut reported);
         let next_sleeper = executor.wake_sleepers(network.platform().now());
@@ -137,8 +139,6 @@ fn run<A: Attached>(options: &Options, place: &A::Place) -> Result<(), Error> {
         // Commands wait for the network.
         let commands = commands.as_mut().filter(|_| is_running(&network));
         let alive = sleep(&network, &attachment, until, commands, &executor.spawner())?;
-        // Whatever kicked the driver meanwhile, here is its next round.
-        kicked.store(false, Ordering::Relaxed);
         if alive {
             continue;
         }

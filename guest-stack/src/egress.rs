@@ -96,6 +96,8 @@ impl Sockets {
             }
             if let Some(tally) = &tally {
                 flow.recovery.sent(now, tally);
+                let acknowledges = tally.rcv_nxt.is_some();
+                flow.answers.turned(now, tally.is_fresh, acknowledges);
             }
             waits |= flow.doubts_its_neighbour(tally.map_or(0, |tally| tally.resent));
         }

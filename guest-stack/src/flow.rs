@@ -231,6 +231,11 @@ impl Table {
         Some(index)
     }
 
+    /// Whether something happened to a slot since its last turn.
+    pub(crate) fn is_dirty(&self, index: u32) -> bool {
+        self.slots[index as usize].dirty
+    }
+
     /// Takes a slot off the dirty list if it was the last to be marked.
     pub(crate) fn unmark_last(&mut self, index: u32) {
         if self.dirty.back() == Some(&index) {

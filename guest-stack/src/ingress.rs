@@ -368,6 +368,9 @@ impl Sockets {
         self.io.watched = watch.then_some(None);
         let before = flow.view();
         let mut room = core::mem::take(&mut self.narrowed);
+        // One segment, not several that were put together.
+        let one = frame.len() <= ETHERNET_LEN + self.io.mtu;
+        flow.hears(one);
         let shown = flow
             .narrowed(now, frame, self.io.mtu, &mut room)
             .unwrap_or(frame);
@@ -378,6 +381,9 @@ impl Sockets {
             return;
         };
         flow.sent = sent.or(flow.sent);
+        if flow.view().has_more_unread_than(&before) {
+            flow.answers.asked(now, one);
+        }
         flow.recovery_heard(now, frame, before, vouches);
         flow.heard();
         self.narrowed = room;

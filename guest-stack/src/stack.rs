@@ -254,7 +254,9 @@ impl<L: Link> Stack<L> {
     fn push_slot(&mut self, slot: Handle, now: Instant) -> Poll {
         let (_, tx) = self.link.split();
         let mut more_work = false;
-        if self.sockets.table.named(slot).is_some() {
+        // A read that found nothing, say, leaves nothing to be sent.
+        let table = &mut self.sockets.table;
+        if table.named(slot).is_some() && table.is_dirty(slot.index) {
             self.sockets.table.unmark_last(slot.index);
             match self.sockets.serve(slot.index, now, tx) {
                 Turn::Done => {}

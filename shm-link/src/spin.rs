@@ -6,6 +6,10 @@
 //! lately paid off: [`Spin`] learns from how long it had to wait for work, as the
 //! halt polling of hypervisors does. On an idle link it costs nothing.
 //!
+//! It has to look longer than a round trip takes in which everybody sleeps, or it never
+//! learns that looking would pay: with 50 µs a ping-pong stayed at 140 µs where
+//! waking up is slow, and went at 15 with 200.
+//!
 //! Decides only. The owner has the clock, looks, and sleeps.
 
 use core::time::Duration;
@@ -40,15 +44,20 @@ impl Spin {
     }
 
     /// There was something to do. Work that came within the limit makes the next
-    /// wait one of looking; each that came later halves the time, down to none.
+    /// wait one of looking, for several times as long; each that came later halves the
+    /// time, down to none.
     #[inline]
     pub fn worked(&mut self, now: Duration) {
         let Some((since, _)) = self.idle.take() else {
             return;
         };
-        if now.saturating_sub(since) <= self.limit {
-            self.window = self.limit;
-        } else if self.window <= self.limit / 4 {
+        let waited = now.saturating_sub(since);
+        let least = self.limit / 4;
+        if waited <= self.limit {
+            // Longer waits among short ones are remembered for a while.
+            let remembered = self.window - self.window / 8;
+            self.window = (waited * 4).max(remembered).clamp(least, self.limit);
+        } else if self.window <= least {
             self.window = Duration::ZERO;
         } else {
             self.window /= 2;
@@ -94,13 +103,41 @@ mod tests {
     fn work_that_comes_late_ends_the_looking_within_three_times() {
         let mut spin = Spin::new(LIMIT);
         spin.looks_again(at(0));
-        spin.worked(at(1));
+        spin.worked(at(10));
         let mut looked = 0;
         for round in 1..10 {
             looked += looks_for(&mut spin, round * 1000);
             spin.worked(at(round * 1000 + 500));
         }
         assert_eq!(looked, 40 + 20 + 10);
+    }
+
+    /// Work comes after each of these waits; how long it would look then.
+    fn after(waits: &[u64]) -> u64 {
+        let mut spin = Spin::new(LIMIT);
+        let mut now = 0;
+        for wait in waits {
+            spin.looks_again(at(now));
+            now += wait;
+            spin.worked(at(now));
+        }
+        looks_for(&mut spin, now)
+    }
+
+    #[test]
+    fn it_looks_several_times_as_long_as_it_had_to_wait() {
+        assert_eq!(after(&[5]), 20);
+        assert_eq!(after(&[10]), 40);
+        assert_eq!(after(&[1]), 10, "never less than a quarter of the limit");
+        assert_eq!(after(&[40]), 40, "never more than the limit");
+    }
+
+    #[test]
+    fn a_long_wait_is_remembered_over_some_short_ones_and_then_forgotten() {
+        let mut waits = [1; 20];
+        waits[0] = 30;
+        assert!(after(&waits[..3]) >= 30);
+        assert_eq!(after(&waits), 10);
     }
 
     #[test]
@@ -116,9 +153,9 @@ mod tests {
     fn it_sleeps_at_once_where_others_want_the_processor() {
         let mut spin = Spin::new(LIMIT);
         spin.looks_again(at(0));
-        spin.worked(at(1));
-        assert!(spin.looks_again(at(2)));
-        assert!(spin.looks_again(at(10)));
+        spin.worked(at(10));
+        assert!(spin.looks_again(at(11)));
+        assert!(spin.looks_again(at(15)));
         assert!(spin.looks_again(at(40)));
         spin.worked(at(41));
         assert!(spin.looks_again(at(42)));

@@ -56,7 +56,7 @@ mod standard {
     use super::Platform;
 
     /// The driver's [`spin`](Platform::spin) unless told otherwise.
-    pub const DEFAULT_SPIN: time::Duration = time::Duration::from_micros(50);
+    pub const DEFAULT_SPIN: time::Duration = time::Duration::from_micros(200);
 
     /// Threads of a process.
     pub struct StdPlatform {

@@ -19,6 +19,7 @@ use smoltcp::socket::tcp::State;
 use smoltcp::time::Instant;
 use smoltcp::wire::IpAddress;
 
+use super::answers::Answers;
 use super::memory::TcpCell;
 use super::options::TcpOptions;
 use super::recovery::Recovery;
@@ -85,6 +86,7 @@ pub(crate) struct Flow {
     held_until: Option<Instant>,
     pub(crate) sent: Option<SentTcp>,
     pub(crate) recovery: Recovery,
+    pub(crate) answers: Answers,
 }
 
 impl Flow {
@@ -111,6 +113,7 @@ impl Flow {
             held_until: None,
             sent: None,
             recovery: Recovery::new(),
+            answers: Answers::new(),
         }
     }
 
@@ -179,6 +182,15 @@ impl Flow {
         self.cell.with(|socket| socket.remote_endpoint())?;
         let until = *self.held_until.get_or_insert(now + NEIGHBOUR_PATIENCE);
         (until > now).then_some(until)
+    }
+
+    /// A frame is about to be fed to the socket, of `one` segment or of several: says how
+    /// long its acknowledgement waits.
+    pub(crate) fn hears(&mut self, one: bool) {
+        if self.options.ack_delay.is_none() {
+            let delay = self.answers.delay().filter(|_| one);
+            self.cell.with(|socket| socket.set_ack_delay(delay));
+        }
     }
 
     /// A segment was fed to the socket.

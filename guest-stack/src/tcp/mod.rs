@@ -12,6 +12,7 @@
 //! | `congestion` | how much may be in flight where there is a queue |
 //! | `recovery` | what was lost: which holes are resent (`recovery/holes`, `recovery/scoreboard`), and how a socket is made to (`recovery/flow`) |
 //! | `connection` | a connection while it has one |
+//! | `answers` | when an acknowledgement waits for the application's answer |
 //! | `fin` | the end behind data that do not fit, and behind data that are not acknowledged |
 //! | `time_wait` | a connection after it had one |
 //! | [`listener`] | ports, backlogs, accepting |
@@ -29,6 +30,7 @@ pub(crate) mod half_open;
 mod congestion;
 pub(crate) mod recovery;
 pub(crate) mod connection;
+mod answers;
 mod fin;
 pub(crate) mod time_wait;
 pub mod listener;

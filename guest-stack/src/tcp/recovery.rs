@@ -100,6 +100,13 @@ pub(crate) struct View {
     unread: usize,
 }
 
+impl View {
+    /// Whether data came since `before`.
+    pub(crate) fn has_more_unread_than(&self, before: &Self) -> bool {
+        self.unread > before.unread
+    }
+}
+
 /// What a connection remembers of its losses: 424 bytes, and its board while it has holes.
 #[derive(Debug)]
 pub(crate) struct Recovery {

@@ -2,6 +2,7 @@
 //! number of connections.
 
 use guest_stack::config::StackConfig;
+use guest_stack::tcp::TcpStreamId;
 use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::Duration;
 
@@ -9,7 +10,7 @@ use crate::common::{Bench, Cable, Pair, config, host, net, stack_with};
 use crate::frames::{Segment, udp_frame};
 
 /// Connects that many streams from stack 0 to stack 1.
-fn crowd(pair: &mut Pair, count: usize) -> Vec<guest_stack::tcp::TcpStreamId> {
+fn crowd(pair: &mut Pair, count: usize) -> Vec<TcpStreamId> {
     let options = TcpOptions {
         rx_buffer_bytes: 2048,
         tx_buffer_bytes: 2048,
@@ -192,4 +193,77 @@ fn without_room_nothing_is_due_that_needs_it_however_late_it_is() {
     let now = cable.now();
     assert!(!stack.poll(now).wants_room);
     assert!(!cable.end(1).drain().is_empty());
+}
+
+/// Sends `words` one by one from stack 0 to `server` on stack 1; how many frames stack 1 had
+/// sent when each was there.
+fn ask(pair: &mut Pair, (client, server): (TcpStreamId, TcpStreamId), words: usize) -> Vec<u64> {
+    let mut frames = Vec::new();
+    let before = pair.sockets(1).counters().tx_frames;
+    for _ in 0..words {
+        pair.sockets(0).tcp_send(client, b"a word").unwrap();
+        pair.settle();
+        frames.push(pair.sockets(1).counters().tx_frames - before);
+        pair.sockets(1).tcp_recv(server, &mut [0; 64]).unwrap();
+    }
+    frames
+}
+
+/// Has stack 1 answer, and lets 100 ms pass.
+fn answer(pair: &mut Pair, (client, server): (TcpStreamId, TcpStreamId)) {
+    pair.sockets(1).tcp_send(server, b"an answer").unwrap();
+    pair.run(Duration::from_millis(100));
+    pair.sockets(0).tcp_recv(client, &mut [0; 64]).unwrap();
+}
+
+#[test]
+fn an_answer_carries_the_acknowledgement_where_the_application_answers_at_once() {
+    let mut pair = Pair::new(1);
+    let ends = pair.connected(false, 80);
+    let mut alone = Vec::new();
+    for _ in 0..6 {
+        alone.extend(ask(&mut pair, ends, 1));
+        answer(&mut pair, ends);
+    }
+    assert_eq!(alone, [1, 1, 1, 1, 0, 0]);
+    // One that nothing answers waits 10 ms, and the next ones do not wait.
+    let before = pair.sockets(1).counters().tx_frames;
+    assert_eq!(ask(&mut pair, ends, 1), [0]);
+    pair.run(Duration::from_millis(9));
+    assert_eq!(pair.sockets(1).counters().tx_frames, before);
+    pair.run(Duration::from_millis(1));
+    assert_eq!(pair.sockets(1).counters().tx_frames, before + 1);
+    let again = [(); 9].map(|()| {
+        let alone = ask(&mut pair, ends, 1)[0];
+        answer(&mut pair, ends);
+        alone
+    });
+    assert_eq!(again, [1, 1, 1, 1, 1, 1, 1, 1, 0]);
+}
+
+#[test]
+fn a_request_in_two_parts_never_waits_for_the_acknowledgement_of_the_first() {
+    let mut pair = Pair::new(1);
+    let ends = pair.connected(false, 80);
+    for _ in 0..20 {
+        // With Nagle's algorithm the second part is there only after it.
+        assert_eq!(ask(&mut pair, ends, 2), [1, 2]);
+        answer(&mut pair, ends);
+    }
+}
+
+#[test]
+fn an_application_can_have_every_acknowledgement_at_once_or_all_of_them_late() {
+    for (delay, wanted) in [(Duration::ZERO, 1), (Duration::from_millis(50), 0)] {
+        let mut pair = Pair::new(1);
+        let options = TcpOptions {
+            ack_delay: Some(delay),
+            ..TcpOptions::default()
+        };
+        let ends = pair.connected_with(false, 80, options);
+        for _ in 0..10 {
+            assert_eq!(ask(&mut pair, ends, 1), [wanted]);
+            answer(&mut pair, ends);
+        }
+    }
 }

@@ -26,7 +26,7 @@ use crate::policy::PolicyWatch;
 use crate::tap::Tap;
 
 /// How long a busy pump looks for work before it sleeps.
-const SPIN: Duration = Duration::from_micros(50);
+const SPIN: Duration = Duration::from_micros(200);
 
 /// Rings after which there was nothing to do, one after the other, that are taken for
 /// noise; and how long the bell is not listened to then. Anybody can ring at any rate,
