@@ -354,13 +354,13 @@ impl Sockets {
         &mut self,
         now: Instant,
         index: u32,
-        frame: &[u8],
+        received: Received<'_>,
         tx: &mut dyn FrameTx,
     ) {
         let Entry::Flow(flow) = self.table.entry(index) else {
             return;
         };
-        if flow.lacks_only_our_fin(frame) {
+        if flow.lacks_only_our_fin(received.tcp) {
             flow.heard();
             return;
         }
@@ -369,11 +369,11 @@ impl Sockets {
         let before = flow.view();
         let mut room = core::mem::take(&mut self.narrowed);
         // One segment, not several that were put together.
-        let one = frame.len() <= ETHERNET_LEN + self.io.mtu;
+        let one = received.frame.len() <= ETHERNET_LEN + self.io.mtu;
         flow.hears(one);
         let shown = flow
-            .narrowed(now, frame, self.io.mtu, &mut room)
-            .unwrap_or(frame);
+            .narrowed(now, received, self.io.mtu, &mut room)
+            .unwrap_or(received.frame);
         self.feed(index, now, shown, tx);
         let sent = self.io.watched.take().flatten();
         let vouches = self.io.rx_checksum;
@@ -384,7 +384,7 @@ impl Sockets {
         if flow.view().has_more_unread_than(&before) {
             flow.answers.asked(now, one);
         }
-        flow.recovery_heard(now, frame, before, vouches);
+        flow.recovery_heard(now, received, before, vouches);
         flow.heard();
         self.narrowed = room;
         if flow.ended() {

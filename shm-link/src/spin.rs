@@ -8,7 +8,9 @@
 //!
 //! It has to look longer than a round trip takes in which everybody sleeps, or it never
 //! learns that looking would pay: with 50 µs a ping-pong stayed at 140 µs where
-//! waking up is slow, and went at 15 with 200.
+//! waking up is slow, and went at 15 with 200. But work that comes every 120 µs at its
+//! own pace comes no sooner for that. So what goes into long looks is counted, and is
+//! an eighth of the time at the most: a ping-pong needs them only to begin with.
 //!
 //! Decides only. The owner has the clock, looks, and sleeps.
 
@@ -23,6 +25,10 @@ pub struct Spin {
     limit: Duration,
     /// How long it looks now.
     window: Duration,
+    /// What long looks have cost, less an eighth of the time since.
+    spent: Duration,
+    /// When there was something to do last.
+    worked: Duration,
     /// Since when there has been nothing to do, and when that was seen last.
     idle: Option<(Duration, Duration)>,
 }
@@ -39,13 +45,15 @@ impl Spin {
         Self {
             limit,
             window: Duration::ZERO,
+            spent: Duration::ZERO,
+            worked: Duration::ZERO,
             idle: None,
         }
     }
 
     /// There was something to do. Work that came within the limit makes the next
     /// wait one of looking, for several times as long; each that came later halves the
-    /// time, down to none.
+    /// time, down to none. The limit is a quarter while long looks have cost too much.
     #[inline]
     pub fn worked(&mut self, now: Duration) {
         let Some((since, _)) = self.idle.take() else {
@@ -53,11 +61,23 @@ impl Spin {
         };
         let waited = now.saturating_sub(since);
         let least = self.limit / 4;
-        if waited <= self.limit {
+        let looked = waited.min(self.window);
+        let long = if looked > least {
+            looked
+        } else {
+            Duration::ZERO
+        };
+        let passed = now.saturating_sub(core::mem::replace(&mut self.worked, now));
+        self.spent = self.spent.saturating_sub(passed / 8) + long;
+        let limit = match self.spent < self.limit * 4 {
+            true => self.limit,
+            false => least,
+        };
+        if waited <= limit {
             // Longer waits among short ones are remembered for a while.
             let remembered = self.window - self.window / 8;
-            self.window = (waited * 4).max(remembered).clamp(least, self.limit);
-        } else if self.window <= least {
+            self.window = (waited * 4).max(remembered).clamp(least, limit);
+        } else if self.window <= least || limit == least {
             self.window = Duration::ZERO;
         } else {
             self.window /= 2;
@@ -122,6 +142,35 @@ mod tests {
             spin.worked(at(now));
         }
         looks_for(&mut spin, now)
+    }
+
+    #[test]
+    fn work_at_a_pace_of_its_own_is_looked_for_an_eighth_of_the_time() {
+        let mut spin = Spin::new(LIMIT);
+        let (mut now, mut looked) = (0, 0);
+        while now < 100_000 {
+            let look = looks_for(&mut spin, now).min(30);
+            looked += look;
+            now += 30;
+            spin.worked(at(now));
+        }
+        assert!((11_000..14_000).contains(&looked), "{looked}");
+    }
+
+    #[test]
+    fn who_is_answered_soon_looks_long_whenever_it_has_to() {
+        let mut spin = Spin::new(LIMIT);
+        let mut now = 0;
+        for round in 0..1000 {
+            let wait = if round % 100 == 0 { 39 } else { 5 };
+            spin.looks_again(at(now));
+            now += wait;
+            spin.worked(at(now));
+            if wait == 39 {
+                assert_eq!(looks_for(&mut spin, now), 40, "in round {round}");
+                spin.worked(at(now));
+            }
+        }
     }
 
     #[test]

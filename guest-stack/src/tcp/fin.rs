@@ -21,7 +21,7 @@ use smoltcp::wire::TcpControl;
 
 use super::connection::Flow;
 use super::segment::{MAX_LEN, Received};
-use crate::classify::{ETHERNET_LEN, TCP_FIN};
+use crate::classify::{Class, ETHERNET_LEN, Kind, TCP_FIN, classify};
 use crate::flow::Entry;
 use crate::sockets::Sockets;
 
@@ -84,7 +84,7 @@ impl Sockets {
             _ => true,
         };
         if received.tcp.flags & TCP_FIN == 0 || received.tcp.data_len == 0 || fits {
-            self.feed_flow(now, index, received.frame, tx);
+            self.feed_flow(now, index, received, tx);
             return;
         }
         // A FIN of ours must not be one that was damaged on the way.
@@ -98,7 +98,7 @@ impl Sockets {
         else {
             return;
         };
-        self.feed_flow(now, index, &without, tx);
+        self.feed_made(now, index, &without, tx);
         let Entry::Flow(flow) = self.table.entry(index) else {
             return;
         };
@@ -113,6 +113,16 @@ impl Sockets {
         let mac = self.net.mac;
         // From ourselves, so that it says nothing of the neighbour.
         fin.write_frame(frame, mac, mac);
-        self.feed_flow(now, index, frame, tx);
+        self.feed_made(now, index, frame, tx);
+    }
+
+    /// Feeds a segment that was made here.
+    fn feed_made(&mut self, now: Instant, index: u32, frame: &[u8], tx: &mut dyn FrameTx) {
+        if let Some(Class::Ip(packet)) = classify(frame)
+            && let Kind::Tcp(tcp) = &packet.kind
+        {
+            let packet = &packet;
+            self.feed_flow(now, index, Received { packet, tcp, frame }, tx);
+        }
     }
 }

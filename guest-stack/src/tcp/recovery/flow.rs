@@ -19,14 +19,14 @@ use smoltcp::wire::{
 
 use super::{MIN_PATIENCE, Promises, View};
 use crate::classify::{
-    Class, ETHERNET_LEN, Kind, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, checksum_holds, classify,
+    ETHERNET_LEN, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TcpHeader, checksum_holds,
 };
 use crate::device::{FrameDevice, NoDevice, Wire};
 use crate::flow::Entry;
 use crate::path::{Quoted, Report};
 use crate::sockets::Sockets;
 use crate::tcp::connection::{Flow, Owner};
-use crate::tcp::segment::{MAX_LEN, Segment};
+use crate::tcp::segment::{MAX_LEN, Received, Segment};
 use crate::timers::earlier;
 
 /// Segments that make a socket resend: another window and the true one clear
@@ -71,7 +71,7 @@ impl Flow {
     pub(crate) fn narrowed<'r>(
         &mut self,
         now: Instant,
-        frame: &[u8],
+        received: Received<'_>,
         mtu: usize,
         room: &'r mut Vec<u8>,
     ) -> Option<&'r [u8]> {
@@ -79,16 +79,11 @@ impl Flow {
         if !begins && !self.recovery.congestion.is_narrow() {
             return None;
         }
-        let Some(Class::Ip(packet)) = classify(frame) else {
-            return None;
-        };
-        let Kind::Tcp(tcp) = packet.kind else {
-            return None;
-        };
+        let Received { packet, tcp, frame } = received;
         let window = match tcp.flags & (TCP_SYN | TCP_RST | TCP_ACK) {
             TCP_ACK => {
                 self.measures_segments(mtu);
-                self.recovery.shows(&tcp, !self.options.nodelay)
+                self.recovery.shows(tcp, !self.options.nodelay)
             }
             // Its SYN's window is not scaled.
             flags if begins && flags == TCP_SYN | TCP_ACK => {
@@ -119,47 +114,36 @@ impl Flow {
         Some(room)
     }
 
-    /// A frame was fed to the socket, which was like `before`. The link `vouches` for
+    /// A segment was fed to the socket, which was like `before`. The link `vouches` for
     /// its checksum, or does not.
     pub(crate) fn recovery_heard(
         &mut self,
         now: Instant,
-        frame: &[u8],
+        received: Received<'_>,
         before: View,
         vouches: bool,
     ) {
-        let Some(Class::Ip(packet)) = classify(frame) else {
-            return;
-        };
-        let Kind::Tcp(tcp) = packet.kind else {
-            return;
-        };
+        let Received { packet, tcp, frame } = received;
         let bytes = frame.get(packet.payload.clone()).unwrap_or_default();
         let after_it = self.view();
         // smoltcp does not say whether it believed the segment. What changed
         // something, it did.
         let changed = before != after_it;
-        if !changed && !vouches && (tcp.data_len != 0 || !checksum_holds(&packet, frame)) {
+        if !changed && !vouches && (tcp.data_len != 0 || !checksum_holds(packet, frame)) {
             return;
         }
-        self.recovery.heard(now, &tcp, bytes, before, after_it);
+        self.recovery.heard(now, tcp, bytes, before, after_it);
     }
 
-    /// Whether a frame does nothing but acknowledge once more all that was sent
-    /// except our FIN. Such a frame must not be fed to the socket: the third
+    /// Whether a segment does nothing but acknowledge once more all that was sent
+    /// except our FIN. Such a segment must not be fed to the socket: the third
     /// duplicate stops smoltcp's timer in favour of a fast retransmit, which
     /// without data sends nothing, and the FIN would never come again.
-    pub(crate) fn lacks_only_our_fin(&mut self, frame: &[u8]) -> bool {
+    pub(crate) fn lacks_only_our_fin(&mut self, tcp: &TcpHeader) -> bool {
         let view = self.view();
         if !matches!(view.state, State::FinWait1 | State::Closing) || view.unacknowledged != 0 {
             return false;
         }
-        let Some(Class::Ip(packet)) = classify(frame) else {
-            return false;
-        };
-        let Kind::Tcp(tcp) = packet.kind else {
-            return false;
-        };
         let bare = tcp.flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK) == TCP_ACK;
         if !bare || tcp.data_len != 0 {
             return false;
