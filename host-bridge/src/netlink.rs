@@ -160,8 +160,8 @@ impl Netlink {
         }
     }
 
-    /// Waits until an interface carries packets, `limit` at the most; says
-    /// whether it does.
+    /// Waits until an interface that is up carries packets, `limit` at the most;
+    /// says whether it does. One that is down is not waited for.
     ///
     /// The kernel starts an interface's queue some time after its carrier
     /// appeared, and drops what is sent until then.
@@ -171,13 +171,13 @@ impl Netlink {
     pub async fn wait_running(&self, name: &str, limit: Duration) -> Result<bool, NetlinkError> {
         const PAUSE: Duration = Duration::from_millis(1);
         let deadline = Instant::now() + limit;
-        while !self.link_by_name(name).await?.running {
-            if Instant::now() >= deadline {
-                return Ok(false);
+        loop {
+            let link = self.link_by_name(name).await?;
+            if link.running || !link.up || Instant::now() >= deadline {
+                return Ok(link.running);
             }
             tokio::time::sleep(PAUSE).await;
         }
-        Ok(true)
     }
 
     /// Brings an interface up.

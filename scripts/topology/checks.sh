@@ -19,11 +19,14 @@ url() {
     esac
 }
 
-# answers_pings ROLE ADDRESS [COUNT]: every one.
+# answers_pings ROLE ADDRESS [COUNT]: every one. They leave at once: ping waits one
+# interval for the last answer, and a busy machine can stand still for longer than
+# a short one.
 answers_pings() {
-    at "$1" 20 ping -n -q -c "${3:-5}" -i 0.05 -W 2 "$2" || return 1
+    local count=${3:-5}
+    at "$1" 20 ping -n -c "$count" -l "$count" -i 2 -W 2 "$2" || return 1
     DETAIL=$(sed -n 's/.*= \([^/]*\)\/\([^/]*\)\/.*/fastest \1 ms, mean \2 ms/p' <<<"$OUT")
-    grep -q " ${3:-5} received" <<<"$OUT"
+    grep -q " $count received" <<<"$OUT"
 }
 
 # serves_page ROLE ADDRESS NAME [PORT]: the page of the guest of that name.

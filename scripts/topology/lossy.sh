@@ -113,7 +113,7 @@ counted() {
 # random numbers too.
 survivors() {
     harm to_guest loss=50%,seed="$1"
-    at far 10 ping -n -c 40 -i 0.01 -W 1 $GUEST
+    at far 10 ping -n -c 40 -l 40 -i 0.5 -W 1 $GUEST
     sed -n 's/.*icmp_seq=\([0-9]*\) .*/\1/p' <<<"$OUT" | tr '\n' ' '
     harm to_guest off
 }

@@ -35,8 +35,9 @@ pub(super) const MESSAGES: LimitConfig = LimitConfig::frames(1000);
 /// Commands that wait for the port's task; whoever sends more waits as well.
 const INBOX_LEN: usize = 16;
 /// How long a guest waits at the most for its TAP's queue to start. It takes
-/// the kernel well under a millisecond, unless the machine is very busy.
-const QUEUE_PATIENCE: Duration = Duration::from_millis(100);
+/// the kernel well under a millisecond, unless the machine is very busy: it gives
+/// itself a second.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A change that waits for the guest's answer.
 struct Pending {
