@@ -32,6 +32,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use shm_link::control::GuestState;
 use shm_link::link::Link;
 use shm_link::linux::address::Address;
+use shm_link::offload::Offloads;
 
 /// How long to rest between attempts while no daemon is there.
 const RETRY: Duration = Duration::from_millis(100);
@@ -53,6 +54,10 @@ struct Options {
     /// What the guest calls itself.
     #[arg(long, default_value = "demo")]
     name: String,
+    /// Take and leave nothing half done: whole checksums, no super-frames, as a guest
+    /// whose stack knows of neither.
+    #[arg(long)]
+    no_offloads: bool,
     /// End when the bridge goes away, instead of waiting for it to come back.
     #[arg(long)]
     once: bool,
@@ -100,7 +105,11 @@ fn keep_idle_memory_untouched() {
 fn run<A: Attached>(options: &Options, place: &A::Place) -> Result<(), Error> {
     let (mut attachment, link) = A::attach(place)?;
     let seed = random_seed()?;
-    let control = Control::new(offer(seed[0] as u32, &options.name));
+    let mut offer = offer(seed[0] as u32, &options.name);
+    if options.no_offloads {
+        (offer.can_receive, offer.can_send) = (Offloads::NONE, Offloads::NONE);
+    }
+    let control = Control::new(offer);
     let mut config = StackConfig::new(seed);
     config.limits.half_open = apps::BACKLOG;
     config.tcp.rx_buffer_bytes = 262_143;

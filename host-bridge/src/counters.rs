@@ -96,6 +96,9 @@ drop_reasons! {
     /// What arrived was damaged on the way (serial lines), or cut off by the end
     /// of the stream. Counted as a frame of no bytes.
     Damaged = "damaged",
+    /// A frame from the host was to be cut or finished for the guest, and its headers
+    /// contradict each other.
+    BadOffload = "bad-offload",
     /// The frame was on its way when the guest broke the rules.
     PeerFault = "peer-fault",
     /// The frame was on its way when the link was closed.

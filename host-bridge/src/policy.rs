@@ -29,6 +29,8 @@ pub(crate) struct Policy {
     pub(crate) offloads_to_host: Offloads,
     /// What frames from the kernel may leave to the guest.
     pub(crate) offloads_to_guest: Offloads,
+    /// The kernel leaves more than that: the bridge does the rest.
+    pub(crate) finishes: bool,
     /// How much may pass.
     pub(crate) limits: Limits,
     /// Fault injection on the way from guest to host.

@@ -26,6 +26,7 @@ use crate::filter::{Filter, FilterConfig};
 use crate::impair::ImpairConfig;
 use crate::limit::Limits;
 use crate::policy::{Policy, PolicyWatch, Stop};
+use crate::tap::TCP_OFFLOADS;
 
 /// How far a port's guest is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,18 +77,8 @@ pub(crate) enum Action {
 pub(crate) struct TapSettings {
     pub(crate) mtu: u16,
     pub(crate) carrier: bool,
-    /// What the kernel may leave to the guest.
+    /// What the kernel may leave undone, for the guest or for the bridge.
     pub(crate) offloads: Offloads,
-}
-
-impl From<&NetworkConfig> for TapSettings {
-    fn from(config: &NetworkConfig) -> Self {
-        Self {
-            mtu: config.mtu,
-            carrier: config.carrier,
-            offloads: config.offloads_to_guest,
-        }
-    }
 }
 
 /// The session of one port.
@@ -121,6 +112,7 @@ impl Session {
             mtu: network.mtu,
             offloads_to_host: Offloads::NONE,
             offloads_to_guest: Offloads::NONE,
+            finishes: false,
             limits,
             impair_to_host,
             impair_to_guest,
@@ -245,7 +237,7 @@ impl Session {
             HostEvent::Configured(config) => {
                 self.state = PortState::Running;
                 let text = format!("{} is configured: {}", self.who(), summary(&config));
-                let tap = Action::SetTap((&config).into());
+                let tap = Action::SetTap(self.tap_settings(&config));
                 self.confirmed = Some(config);
                 self.apply_policy();
                 vec![tap, Action::Open, info(text)]
@@ -257,7 +249,7 @@ impl Session {
                     result: Ok(()),
                 }];
                 if let Some(config) = &self.confirmed {
-                    actions.push(Action::SetTap(config.into()));
+                    actions.push(Action::SetTap(self.tap_settings(config)));
                     actions.push(info(format!(
                         "{} applied a change: {}",
                         self.who(),
@@ -384,6 +376,29 @@ impl Session {
         self.change_policy(|policy| policy.stop = Some(stop));
     }
 
+    /// How the TAP is to be, if there is a guest that was told.
+    pub(crate) fn agreed_tap(&self) -> Option<TapSettings> {
+        self.agreed().map(|agreed| self.tap_settings(agreed))
+    }
+
+    fn tap_settings(&self, config: &NetworkConfig) -> TapSettings {
+        TapSettings {
+            mtu: config.mtu,
+            carrier: config.carrier,
+            offloads: self.left_by_kernel(config),
+        }
+    }
+
+    /// What the kernel is to leave undone: what the guest takes, if that is what TCP
+    /// needs, so that frames go from the TAP into its ring as they are. Else as much as
+    /// there is, and the pumps finish it.
+    fn left_by_kernel(&self, config: &NetworkConfig) -> Offloads {
+        match config.offloads_to_guest.contains(TCP_OFFLOADS) {
+            true => config.offloads_to_guest,
+            false => self.capable,
+        }
+    }
+
     fn not_ready(&mut self) {
         self.confirmed = None;
         self.change_policy(|policy| policy.ready = false);
@@ -413,12 +428,14 @@ impl Session {
         let offloads = all.map(|config| config.offloads_to_host);
         let to_host = offloads.into_iter().fold(Offloads::NONE, Offloads::union);
         let to_guest = agreed.offloads_to_guest;
+        let finishes = self.left_by_kernel(agreed) != to_guest;
         self.change_policy(|policy| {
             policy.filter = filter;
             policy.carrier = carrier;
             policy.mtu = mtu;
             policy.offloads_to_host = to_host;
             policy.offloads_to_guest = to_guest;
+            policy.finishes = finishes;
         });
     }
 

@@ -198,12 +198,16 @@ bridge() {
     bounded 10 "$HOST_BRIDGE" "$command" --admin "$STATE/admin" "$@"
 }
 
-# start_guest NAME: a guest that takes commands, and waits until it is configured.
+# start_guest NAME ARGUMENTS...: a guest that takes commands, and waits until it is
+# configured.
 # They get the ports guest0, guest1, ... in the order in which they come.
 start_guest() {
-    [ -p "$STATE/$1.in" ] || mkfifo -m 600 "$STATE/$1.in"
-    spawn "$1" ip netns exec "$NS-void" "$DEMO_GUEST" --socket "$STATE/attach" --name "$1" --commands
-    setup until_true 10 guest_is_configured "$1"
+    local name=$1
+    shift
+    [ -p "$STATE/$name.in" ] || mkfifo -m 600 "$STATE/$name.in"
+    spawn "$name" ip netns exec "$NS-void" "$DEMO_GUEST" --socket "$STATE/attach" --name "$name" \
+        --commands "$@"
+    setup until_true 10 guest_is_configured "$name"
 }
 
 guest_is_configured() {

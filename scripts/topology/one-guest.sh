@@ -1,10 +1,14 @@
 #!/usr/bin/env bash
 #
-# One guest, reached by the kernel through a TAP of its own.
+# One guest, reached by the kernel through a TAP of its own; and one more, whose
+# stack knows nothing of offloads.
 #
 #   namespace host                          namespace void
-#   kernel ── TAP guest0 ── host-bridge ══ shared memory ══ alpha
-#          10.77.0.1, fd77::1                            10.77.0.2, fd77::2
+#   kernel ┬─ TAP guest0 ┬─ host-bridge ══ shared memory ══ alpha
+#          │  10.77.0.1  │                                  10.77.0.2, fd77::2
+#          │  fd77::1    │
+#          └─ TAP guest1 ┘              ══ shared memory ══ beta
+#             10.77.0.5, fd77::5                            10.77.0.6, fd77::6
 
 TOOLS=()
 # shellcheck source=scripts/topology/common.sh
@@ -16,10 +20,22 @@ bring_up() {
     on host link set lo up
     start_bridge --net4 10.77.0.0/16 --net6 fd77::/64
     start_guest alpha
+    start_guest beta --no-offloads
 }
 
 has_no_interface() {
     at void 5 ip -o link && ! grep -v ' lo: .*state DOWN' <<<"$OUT" | grep -q .
+}
+
+# is_cut_for PORT: the kernel hands over many segments at once, and the guest gets one
+# after the other.
+is_cut_for() {
+    local directory=/sys/class/net/$1/statistics from_kernel to_guest
+    at host 5 cat "$directory/tx_bytes" "$directory/tx_packets" || return 1
+    from_kernel=$((${OUT/$'\n'//}))
+    to_guest=$(($(counter "$1" host_to_guest bytes_out) / $(counter "$1" host_to_guest frames_out)))
+    DETAIL="frames of $from_kernel bytes from the kernel, on average, of $to_guest to the guest"
+    [ "$from_kernel" -gt 3000 ] && [ "$to_guest" -le 1514 ]
 }
 
 # iperf3 ARGUMENTS...: one second. The last rate that it prints is the receiver's.
@@ -58,8 +74,15 @@ run_checks() {
     else
         note "no iperf3 here (Debian: apt-get install iperf3): not measured"
     fi
+    check "a guest without offloads receives 100 MB unharmed over IPv4" takes_intact host 10.77.0.6 100000000
+    check "a guest without offloads receives 100 MB unharmed over IPv6" takes_intact host fd77::6 100000000
+    check "a guest without offloads sends 10 MB unharmed over IPv4" sends_intact host 10.77.0.6 10000000
+    check "a guest without offloads sends 10 MB unharmed over IPv6" sends_intact host fd77::6 10000000
+    check "a guest without offloads echoes a datagram over IPv4" echoes_datagrams host 10.77.0.6
+    check "a guest without offloads echoes a datagram over IPv6" echoes_datagrams host fd77::6
+    check "the bridge cuts for it what the kernel hands over" is_cut_for guest1
     check "every frame is accounted for" ledger_adds_up
-    check "bridge and guest sleep when there is nothing to do" sleeps_when_idle bridge alpha
+    check "bridge and guest sleep when there is nothing to do" sleeps_when_idle bridge alpha beta
 }
 
 main "$@"

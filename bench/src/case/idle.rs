@@ -11,7 +11,7 @@ use crate::measure::{Comparison, Lab, Run, Side};
 use crate::procfs;
 use crate::report::Metric;
 use crate::service::Service;
-use crate::target::{Ours, Setup, Target, Version};
+use crate::target::{Offloads, Ours, Setup, Target, Version};
 
 /// Windows that are tried for one in which no frame came by: the kernel asks for
 /// its neighbours now and then.
@@ -32,7 +32,7 @@ pub(super) fn comparisons() -> Vec<Comparison> {
             wakeups,
         ));
     }
-    for (offloads, words) in [(true, ""), (false, ", no offloads")] {
+    for offloads in [Offloads::All, Offloads::None] {
         let ours = Ours {
             offloads,
             ..Ours::DEFAULT
@@ -44,7 +44,7 @@ pub(super) fn comparisons() -> Vec<Comparison> {
             ),
             ("from guest", from_guest),
         ] {
-            let name = format!("doorbells, bulk {direction}{words}");
+            let name = format!("doorbells, bulk {direction}{}", offloads.words());
             all.push(bounded(name, "per frame", 0.1, ours, measure));
         }
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::tools::{ip, ip_in, reachable, start_ready, until_ok};
-use super::{Interface, Target, Version, kernel, ours};
+use super::{Interface, Offloads, Target, Version, kernel, ours};
 use crate::Result;
 use crate::client::bulk::Moved;
 use crate::client::inside::{self, Does};
@@ -28,7 +28,7 @@ pub(super) fn ours() -> Result<Target> {
     let daemon = ours::daemon(&["--bridge", "br-guests", "--net4", "10.84.0.0/24"])?;
     let admin = ours::admin()?;
     until_ok("the daemon", || admin.status(None))?;
-    let server = ours::guest("server")?;
+    let server = ours::guest("server", Offloads::All)?;
     let ports = until_ok("the first guest", || ours::running(&admin, 1))?;
     let first = ports.first().ok_or("no guest")?;
     let sender = ours::obedient_guest("sender")?;

@@ -59,11 +59,33 @@ pub enum Setup {
     VethBridged,
 }
 
+/// Who may leave checksums and segmentation to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Offloads {
+    /// The kernel and the guest.
+    All,
+    /// The kernel; the bridge does it for a guest that does not.
+    NotGuest,
+    /// Nobody: each packet passes the TAP by itself.
+    None,
+}
+
+impl Offloads {
+    /// What is added to the name of a case.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::All => "",
+            Self::NotGuest => ", guest without offloads",
+            Self::None => ", no offloads",
+        }
+    }
+}
+
 /// How ours is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ours {
     /// Whether checksums and segmentation may be left to others.
-    pub offloads: bool,
+    pub offloads: Offloads,
     /// Longest packet.
     pub mtu: u16,
     /// How many guests the daemon has.
@@ -75,7 +97,7 @@ pub struct Ours {
 impl Ours {
     /// One guest, as an administrator gets it without asking for anything.
     pub const DEFAULT: Self = Self {
-        offloads: true,
+        offloads: Offloads::All,
         mtu: 1500,
         guests: 1,
         impaired: None,

@@ -10,7 +10,7 @@ use host_bridge::child::Helper;
 use host_bridge::port::{PortState, PortStatus};
 
 use super::tools::{reachable, until_ok};
-use super::{Interface, Ours, Target, Version};
+use super::{Interface, Offloads, Ours, Target, Version};
 use crate::Result;
 use crate::service::Service;
 
@@ -22,7 +22,7 @@ pub(crate) const ADMIN: &str = "@bench-admin";
 pub(super) fn start(options: Ours) -> Result<Target> {
     let mtu = options.mtu.to_string();
     let mut words = vec!["--mtu", &mtu, "--max-guests", "64"];
-    if !options.offloads {
+    if options.offloads == Offloads::None {
         words.push("--no-offloads");
     }
     if let Some(how) = options.impaired {
@@ -33,7 +33,7 @@ pub(super) fn start(options: Ours) -> Result<Target> {
     until_ok("the daemon", || admin.status(None))?;
     let mut processes = vec![("daemon", daemon)];
     for _ in 0..options.guests {
-        processes.push(("guest", guest("bench")?));
+        processes.push(("guest", guest("bench", options.offloads)?));
     }
     let ports = until_ok("the guests", || running(&admin, options.guests))?;
     let v4 = |port: &PortStatus| address(port, IpAddr::is_ipv4);
@@ -90,9 +90,10 @@ pub(crate) fn lasting_guest(place: &[&str], name: &str) -> Result<Helper> {
 }
 
 /// Starts a guest.
-pub(super) fn guest(name: &str) -> Result<Helper> {
+pub(super) fn guest(name: &str, offloads: Offloads) -> Result<Helper> {
     let mut command = Command::new(program("demo-guest")?);
     command.args(["--socket", SOCKET, "--once", "--name", name]);
+    command.args((offloads == Offloads::NotGuest).then_some("--no-offloads"));
     spawn(command)
 }
 

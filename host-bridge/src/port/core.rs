@@ -266,7 +266,7 @@ impl Core {
                 return;
             }
         };
-        match self.session.agreed().map(TapSettings::from) {
+        match self.session.agreed_tap() {
             // Nobody to ask: the next guest is told.
             None => {
                 self.note(&change);

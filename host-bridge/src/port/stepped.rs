@@ -507,7 +507,7 @@ where
         if let Carrier::Rings(rings) = &mut self.carrier {
             rings.notified = true;
         }
-        let settings = self.core.session.agreed().map(TapSettings::from);
+        let settings = self.core.session.agreed_tap();
         let Some(mut settings) = settings.filter(|_| serial.is_some()) else {
             return Ok(None);
         };

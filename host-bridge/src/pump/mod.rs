@@ -13,6 +13,7 @@
 //! the TAP. Neither direction waits for the other.
 
 mod both;
+mod finish;
 mod kernel;
 mod shm;
 mod stream;
@@ -189,6 +190,13 @@ fn paused(limit: &Limiter, wire: &impl Wire) -> Option<Instant> {
     match limit.is_off() {
         true => None,
         false => limit.pause(wire.now()),
+    }
+}
+
+/// Charges what is limited with a frame of `len` bytes.
+fn charge(limit: &mut Limiter, wire: &impl Wire, len: usize) {
+    if !limit.is_off() {
+        limit.charge(wire.now(), len);
     }
 }
 

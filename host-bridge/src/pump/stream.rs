@@ -9,6 +9,7 @@
 //! room: what does not fit waits in the kernel.
 
 use std::io;
+use std::ptr::NonNull;
 use std::time::Instant;
 
 use embedded_io::{Read, ReadReady, Write, WriteReady};
@@ -19,10 +20,11 @@ use shm_link::stream::fd::StreamFd;
 use shm_link::stream::{Framing, StreamLink};
 use tokio::io::unix::AsyncFd;
 
+use super::finish::{Filled, Finish};
 use super::kernel::{admit, read, write};
 use super::{
-    BUDGET_FRAMES, BUDGET_MESSAGES, PumpEnd, PumpShared, Wire, forget, impair, paused, sleep_until,
-    tap_readable,
+    BUDGET_FRAMES, BUDGET_MESSAGES, PumpEnd, PumpShared, Wire, charge, forget, impair, paused,
+    sleep_until, tap_readable,
 };
 use crate::counters::DropReason;
 use crate::filter::{HEAD_LEN, Verdict};
@@ -52,6 +54,8 @@ pub(crate) struct StreamPump<S = StreamFd, W = AsyncFd<Tap>> {
     limit_to_host: Limiter,
     groups_to_host: GroupLimit,
     limit_to_guest: Limiter,
+    /// What the kernel left undone and the guest does not do.
+    finish: Finish,
     /// A frame that left the impairment stage and found no room in the stream.
     waiting: Option<ImpairedFrame>,
     /// Whether frames may gather in the link's buffer. On a slow line they would
@@ -129,6 +133,7 @@ impl<S: Stream, W: Wire> StreamPump<S, W> {
             limit_to_host: Limiter::new(limits.to_host),
             groups_to_host: GroupLimit::default(),
             limit_to_guest: Limiter::new(limits.to_guest),
+            finish: Finish::default(),
             waiting: None,
             batches,
             damaged: 0,
@@ -266,7 +271,9 @@ impl<S: Stream, W: Wire> StreamPump<S, W> {
             if let Some(until) = paused(&self.limit_to_guest, &*self.shared.tap) {
                 return Ok(Turn::Paused(until));
             }
-            let moved = if impaired {
+            let moved = if policy.finishes || !self.finish.is_empty() {
+                self.read_finished(policy, impaired)?
+            } else if impaired {
                 self.read_aside(policy)?
             } else {
                 self.read_in_place(policy)?
@@ -292,10 +299,7 @@ impl<S: Stream, W: Wire> StreamPump<S, W> {
         };
         let counters = &self.shared.counters.host_to_guest;
         counters.frame_in(len);
-        if !self.limit_to_guest.is_off() {
-            let now = self.shared.tap.now();
-            self.limit_to_guest.charge(now, len);
-        }
+        charge(&mut self.limit_to_guest, &*self.shared.tap, len);
         match policy.filter.check_to_guest(&room[..len.min(HEAD_LEN)]) {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
@@ -305,6 +309,48 @@ impl<S: Stream, W: Wire> StreamPump<S, W> {
             }
         }
         Ok(None)
+    }
+
+    /// Moves one frame that the bridge finishes, from the TAP or from a super-frame that
+    /// was read before. `Some` says why not.
+    fn read_finished(&mut self, policy: &Policy, impaired: bool) -> Result<Option<Turn>, PumpEnd> {
+        let max_len = policy.max_frame_len_to_guest().min(MAX_FRAME_LEN);
+        if self.finish.is_empty() {
+            if !impaired && reserve(&mut self.link, self.batches, max_len)?.is_none() {
+                return Ok(Some(Turn::Full));
+            }
+            match self.finish.fill(&self.shared, policy)? {
+                Filled::TapEmpty => return Ok(Some(Turn::TapEmpty)),
+                Filled::Dropped(len) => charge(&mut self.limit_to_guest, &*self.shared.tap, len),
+                Filled::Frame => {}
+            }
+        }
+        let counters = &self.shared.counters.host_to_guest;
+        let Some(len) = self.finish.part_len() else {
+            return Ok(None);
+        };
+        if len > max_len {
+            counters.frame_in(len);
+            counters.dropped(DropReason::TooLong);
+        } else if impaired {
+            let frame = self.finish.part();
+            counters.frame_in(len);
+            let now = self.shared.tap.now();
+            impair(&mut self.to_guest, now, frame.into(), counters);
+        } else {
+            let Some(room) = reserve(&mut self.link, self.batches, len)? else {
+                return Ok(Some(Turn::Full));
+            };
+            let frame = self.finish.part();
+            // SAFETY: `room` is private memory of that length.
+            unsafe { frame.copy_to(NonNull::from(room).cast()) };
+            counters.frame_in(len);
+            self.link.split().1.commit(len, frame.offload);
+            counters.frame_out(len);
+        }
+        self.finish.advance();
+        charge(&mut self.limit_to_guest, &*self.shared.tap, len);
+        Ok((impaired && !self.release()?).then_some(Turn::Full))
     }
 
     /// Reads one frame from the TAP into the impairment stage.
@@ -318,10 +364,7 @@ impl<S: Stream, W: Wire> StreamPump<S, W> {
         bytes.truncate(len);
         let counters = &self.shared.counters.host_to_guest;
         counters.frame_in(len);
-        if !self.limit_to_guest.is_off() {
-            let now = self.shared.tap.now();
-            self.limit_to_guest.charge(now, len);
-        }
+        charge(&mut self.limit_to_guest, &*self.shared.tap, len);
         match policy.filter.check_to_guest(&bytes[..len.min(HEAD_LEN)]) {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
@@ -399,6 +442,7 @@ impl<S: Stream, W: Wire> StreamPump<S, W> {
     /// Lets go of what is held, and may tell the guest that the link is over.
     pub(crate) fn end(&mut self, tell: bool) {
         let counters = &self.shared.counters;
+        self.finish.forget(&counters.host_to_guest);
         forget(&mut self.to_host, &counters.guest_to_host);
         forget(&mut self.to_guest, &counters.host_to_guest);
         if self.waiting.take().is_some() {

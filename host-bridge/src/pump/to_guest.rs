@@ -9,8 +9,11 @@ use std::time::Instant;
 use shm_link::record::RecordWriter;
 use shm_link::ring::Arm;
 
+use super::finish::{Filled, Finish};
 use super::kernel::read;
-use super::{Budget, PUBLISH_BYTES, PumpEnd, PumpShared, Wire, forget, impair, paused, ring};
+use super::{
+    Budget, PUBLISH_BYTES, PumpEnd, PumpShared, Wire, charge, forget, impair, paused, ring,
+};
 use crate::bell::GuestBell;
 use crate::counters::DropReason;
 use crate::filter::{HEAD_LEN, Verdict};
@@ -24,6 +27,8 @@ pub(super) struct ToGuest<W> {
     ring_guest: GuestBell,
     shared: PumpShared<W>,
     stage: Impair,
+    /// What the kernel left undone and the guest does not do.
+    finish: Finish,
     /// A frame that left the impairment stage and found the ring full.
     waiting: Option<ImpairedFrame>,
     limit: Limiter,
@@ -65,6 +70,7 @@ impl<W: Wire> ToGuest<W> {
             ring_guest,
             shared,
             stage,
+            finish: Finish::default(),
             waiting: None,
             limit,
             unpublished: 0,
@@ -114,6 +120,7 @@ impl<W: Wire> ToGuest<W> {
     /// Forgets what is held, and closes the ring if the guest is to see the end.
     pub(super) fn end(mut self, closes: bool) {
         let counters = &self.shared.counters.host_to_guest;
+        self.finish.forget(counters);
         forget(&mut self.stage, counters);
         if self.waiting.take().is_some() {
             counters.dropped(DropReason::Closed);
@@ -135,7 +142,9 @@ impl<W: Wire> ToGuest<W> {
             if let Some(until) = paused(&self.limit, &*self.shared.tap) {
                 return Ok(Turn::Paused(until));
             }
-            let stopped = if impaired {
+            let stopped = if policy.finishes || !self.finish.is_empty() {
+                self.read_finished(policy, impaired, budget)?
+            } else if impaired {
                 self.read_aside(policy, budget)?
             } else {
                 self.read_in_place(policy, budget)?
@@ -165,9 +174,8 @@ impl<W: Wire> ToGuest<W> {
         let counters = &self.shared.counters.host_to_guest;
         counters.frame_in(len);
         budget.spend(len);
-        if !self.limit.is_off() {
-            self.limit.charge(self.shared.tap.now(), len);
-        }
+        charge(&mut self.limit, &*self.shared.tap, len);
+        let counters = &self.shared.counters.host_to_guest;
         let mut head = [0; HEAD_LEN];
         let head_len = len.min(HEAD_LEN);
         // SAFETY: `room` holds `len >= head_len` bytes; `head` is private. The
@@ -177,16 +185,65 @@ impl<W: Wire> ToGuest<W> {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
                 self.frames.commit(len, offload);
-                counters.frame_out(len);
-                self.unpublished += len;
-                if self.unpublished >= PUBLISH_BYTES {
-                    // The guest can work on long frames while others come.
-                    self.unpublished = 0;
-                    ring(self.frames.publish(), &self.ring_guest, counters);
-                }
+                self.count_out(len);
             }
         }
         Ok(None)
+    }
+
+    /// Moves one frame that the bridge finishes, from the TAP or from a super-frame that
+    /// was read before. `Some` says why not.
+    fn read_finished(
+        &mut self,
+        policy: &Policy,
+        impaired: bool,
+        budget: &mut Budget,
+    ) -> Result<Option<Turn>, PumpEnd> {
+        let max_len = policy.max_frame_len_to_guest().min(self.frames.max_len());
+        if self.finish.is_empty() {
+            if !impaired && self.frames.reserve(max_len)?.is_none() {
+                return Ok(Some(Turn::RingFull));
+            }
+            match self.finish.fill(&self.shared, policy)? {
+                Filled::TapEmpty => return Ok(Some(Turn::TapEmpty)),
+                Filled::Dropped(len) => {
+                    budget.spend(len);
+                    charge(&mut self.limit, &*self.shared.tap, len);
+                }
+                Filled::Frame => {}
+            }
+        }
+        let counters = &self.shared.counters.host_to_guest;
+        let Some(len) = self.finish.part_len() else {
+            return Ok(None);
+        };
+        if len > max_len {
+            counters.frame_in(len);
+            counters.dropped(DropReason::TooLong);
+        } else if impaired {
+            let frame = self.finish.part();
+            counters.frame_in(len);
+            impair(
+                &mut self.stage,
+                self.shared.tap.now(),
+                frame.into(),
+                counters,
+            );
+        } else {
+            let Some(room) = self.frames.reserve(len)? else {
+                return Ok(Some(Turn::RingFull));
+            };
+            let frame = self.finish.part();
+            // SAFETY: `room` has `len` bytes, ours until the next call on `frames`.
+            unsafe { frame.copy_to(room) };
+            counters.frame_in(len);
+            self.frames.commit(len, frame.offload);
+            self.count_out(len);
+        }
+        self.finish.advance();
+        budget.spend(len);
+        charge(&mut self.limit, &*self.shared.tap, len);
+        Ok((impaired && !self.release()?).then_some(Turn::RingFull))
     }
 
     /// Reads one frame from the TAP into the impairment stage.
@@ -205,9 +262,8 @@ impl<W: Wire> ToGuest<W> {
         let counters = &self.shared.counters.host_to_guest;
         counters.frame_in(len);
         budget.spend(len);
-        if !self.limit.is_off() {
-            self.limit.charge(self.shared.tap.now(), len);
-        }
+        charge(&mut self.limit, &*self.shared.tap, len);
+        let counters = &self.shared.counters.host_to_guest;
         match policy.filter.check_to_guest(&bytes[..len.min(HEAD_LEN)]) {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
@@ -216,6 +272,18 @@ impl<W: Wire> ToGuest<W> {
             }
         }
         Ok((!self.release()?).then_some(Turn::RingFull))
+    }
+
+    /// A frame of `len` bytes is in the ring.
+    fn count_out(&mut self, len: usize) {
+        let counters = &self.shared.counters.host_to_guest;
+        counters.frame_out(len);
+        self.unpublished += len;
+        if self.unpublished >= PUBLISH_BYTES {
+            // The guest can work on long frames while others come.
+            self.unpublished = 0;
+            ring(self.frames.publish(), &self.ring_guest, counters);
+        }
     }
 
     /// Puts the frames that are due into the ring; `false` if it is full.

@@ -381,6 +381,7 @@ mod tests {
             mtu: 1500,
             offloads_to_host: shm_link::offload::Offloads::NONE,
             offloads_to_guest: shm_link::offload::Offloads::NONE,
+            finishes: false,
             limits: Limits::default(),
             impair_to_host: ImpairConfig::default(),
             impair_to_guest: ImpairConfig::default(),

@@ -149,10 +149,11 @@ pub struct Options {
     #[serde(skip)]
     pub tap_fd: Option<RawFd>,
 
-    /// Give guests finished packets only, and take no others.
+    /// Have each packet pass the TAP by itself, finished, as on a wire.
     ///
     /// Without this, checksums and the cutting of long segments are left to the
-    /// other side where kernel and guest can do them: several times as fast.
+    /// other side where kernel and guest can do them: several times as fast. A guest
+    /// that cannot needs no flag: the bridge does it for the guest.
     #[arg(long, help_heading = TAPS)]
     pub no_offloads: bool,
 

@@ -29,9 +29,9 @@ const DEVICE: &str = "/dev/net/tun";
 const MAX_NAME_LEN: usize = 15;
 
 /// What there is.
-pub(crate) const ALL_OFFLOADS: Offloads = OLDER_OFFLOADS.union(Offloads::USO);
-/// What kernels know that cut no UDP super-frames.
-const OLDER_OFFLOADS: Offloads = Offloads::CHECKSUM
+pub(crate) const ALL_OFFLOADS: Offloads = TCP_OFFLOADS.union(Offloads::USO);
+/// All that kernels before Linux 6.2 know.
+pub(crate) const TCP_OFFLOADS: Offloads = Offloads::CHECKSUM
     .union(Offloads::TSO4)
     .union(Offloads::TSO6);
 
@@ -226,7 +226,7 @@ impl Tap {
         match self.kind {
             TapKind::Plain => Offloads::NONE,
             TapKind::VnetHeader if sys::cuts_udp() => ALL_OFFLOADS,
-            TapKind::VnetHeader => OLDER_OFFLOADS,
+            TapKind::VnetHeader => TCP_OFFLOADS,
         }
     }
 
@@ -243,7 +243,7 @@ impl Tap {
         match sys::set_offloads(&self.fd, tun_bits(wanted)) {
             Ok(()) => Ok(wanted),
             Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => {
-                let wanted = wanted.intersection(OLDER_OFFLOADS);
+                let wanted = wanted.intersection(TCP_OFFLOADS);
                 sys::set_offloads(&self.fd, tun_bits(wanted)).map(|()| wanted)
             }
             Err(error) => Err(error),
