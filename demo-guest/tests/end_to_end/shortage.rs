@@ -121,7 +121,7 @@ fn a_guest_for_whom_there_is_no_memory_is_turned_away_until_another_goes() {
     in_private_network(|| {
         // Some 12 MiB are the daemon's own, and 1.2 MiB each guest's.
         let world = World::start("memory = \"15mib\"");
-        assert!(world.log().contains("come to need 74 MiB, and 3 MiB"));
+        assert!(world.log().contains("come to need 78 MiB, and 3 MiB"));
         let first = world.guest("first");
         let second = world.guest("second");
         let mut third = Helper::spawn(guest_command("third")).unwrap();
