@@ -196,7 +196,10 @@ impl Bound {
         drop(arriving);
         let rest = store.rest();
         for port in ports_of(&rest) {
-            log::warn!("port {port}: its guest is let go: the settings have no place for it");
+            log::warn!(
+                "port {port}: its guest is let go: it was still attaching, or the settings have \
+                 no place for it"
+            );
         }
         let forgotten = store.forget(&rest).await;
         forgotten.map_err(|error| BridgeError::io("letting go of what was kept", error))?;

@@ -166,7 +166,7 @@ impl MemoryGuest {
                 }
                 Err(error) => {
                     log.warn(format_args!("{error}; making its TAP anew"));
-                    said(&name, forget(place.store, [names.tap()]).await);
+                    said(&name, place.store.forget([names.tap()]).await);
                     None
                 }
             }
@@ -255,7 +255,7 @@ impl MemoryGuest {
             }
             // Not the guest's doing: it keeps its memory, and gets another TAP.
             log.warn(format_args!("{end}; making it anew"));
-            said(&name, forget(store, [names.tap()]).await);
+            said(&name, store.forget([names.tap()]).await);
         }
     }
 
@@ -297,7 +297,7 @@ impl MemoryGuest {
 
     async fn forget(&self, store: &Store, names: &Names) {
         if self.parts.record.is_some() {
-            said(names.port(), forget(store, names.all()).await);
+            said(names.port(), store.forget(names.all()).await);
         }
     }
 }
@@ -390,12 +390,6 @@ async fn keep_tap(store: &Store, names: &Names, port: &AttachedPort) -> io::Resu
         true => store.keep(&names.tap(), port.handle().tap_fd()?).await,
         false => Ok(()),
     }
-}
-
-/// Returns when the store has let go: then a TAP's name is free.
-async fn forget(store: &Store, names: impl IntoIterator<Item = String>) -> io::Result<()> {
-    store.forget(names).await?;
-    store.settled().await
 }
 
 /// Says that the guest would not outlive this process.

@@ -140,7 +140,8 @@ impl Store {
         self.send(&text, Some(fd.as_fd())).await
     }
 
-    /// Keeps what has one of these names no longer.
+    /// Keeps what has one of these names no longer. Returns when that is done: a TAP's
+    /// name is free only when the last descriptor of it is closed.
     ///
     /// # Errors
     /// As for [`keep`](Self::keep).
@@ -153,15 +154,11 @@ impl Store {
             self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None)
                 .await?;
         }
-        Ok(())
+        self.settled().await
     }
 
-    /// Returns when all that was sent before has been done: a TAP is gone only when
-    /// the last descriptor of it is closed.
-    ///
-    /// # Errors
-    /// As for [`keep`](Self::keep).
-    pub(crate) async fn settled(&self) -> io::Result<()> {
+    /// Returns when all that was sent before has been done.
+    async fn settled(&self) -> io::Result<()> {
         if !self.keeps() {
             return Ok(());
         }
