@@ -6,11 +6,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use demo_guest::pattern::Cycle;
+use socket2::SockRef;
 
 use crate::Result;
 
 /// Longest read and write, in bytes.
 const PIECE: usize = 128 << 10;
+/// What the kernel's senders go by: Linux's own default, whatever the machine has been
+/// told. BBR paces, which brought whoever received from it to the same rate.
+const CONGESTION: &str = "cubic";
 /// How long a peer may be silent.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -36,7 +40,28 @@ impl Moved {
 /// # Errors
 /// A connection that breaks; a server that counted otherwise.
 pub fn send(to: SocketAddr, time: Duration) -> Result<Moved> {
-    let mut stream = connect(to)?;
+    let stream = connect(to)?;
+    as_linux_does(&stream)?;
+    send_over(stream, to, time)
+}
+
+/// The same by the machine's own congestion control.
+///
+/// # Errors
+/// As for [`send`].
+pub fn send_as_told(to: SocketAddr, time: Duration) -> Result<Moved> {
+    send_over(connect(to)?, to, time)
+}
+
+/// Has the kernel send over this connection by what Linux does by default.
+///
+/// # Errors
+/// A kernel without it.
+pub fn as_linux_does(stream: &TcpStream) -> std::io::Result<()> {
+    SockRef::from(stream).set_tcp_congestion(CONGESTION.as_bytes())
+}
+
+fn send_over(mut stream: TcpStream, to: SocketAddr, time: Duration) -> Result<Moved> {
     let mut cycle = Cycle::new(PIECE);
     let start = Instant::now();
     while start.elapsed() < time {

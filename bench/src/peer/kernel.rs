@@ -11,6 +11,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::ready;
 use crate::Result;
+use crate::client::bulk::as_linux_does;
 use crate::service::{PIECE, Service};
 
 /// Connections that may wait to be accepted.
@@ -76,6 +77,7 @@ fn count(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 fn endless(mut stream: TcpStream) -> std::io::Result<()> {
+    as_linux_does(&stream)?;
     let mut cycle = Cycle::new(PIECE);
     stream.read_exact(&mut [0])?;
     loop {
