@@ -6,14 +6,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use demo_guest::pattern::Cycle;
-use socket2::SockRef;
+use socket2::{Domain, Socket, Type};
 
 use crate::Result;
 
 /// Longest read and write, in bytes.
 const PIECE: usize = 128 << 10;
 /// What the kernel's senders go by: Linux's own default, whatever the machine has been
-/// told. BBR paces, which brought whoever received from it to the same rate.
+/// told. BBR paces, which brings whoever receives from it to the same rate.
 const CONGESTION: &str = "cubic";
 /// How long a peer may be silent.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,9 +40,7 @@ impl Moved {
 /// # Errors
 /// A connection that breaks; a server that counted otherwise.
 pub fn send(to: SocketAddr, time: Duration) -> Result<Moved> {
-    let stream = connect(to)?;
-    as_linux_does(&stream)?;
-    send_over(stream, to, time)
+    send_over(connect_with(to, as_linux_does)?, to, time)
 }
 
 /// The same by the machine's own congestion control.
@@ -53,12 +51,13 @@ pub fn send_as_told(to: SocketAddr, time: Duration) -> Result<Moved> {
     send_over(connect(to)?, to, time)
 }
 
-/// Has the kernel send over this connection by what Linux does by default.
+/// Has the kernel send over this socket, or over those that it accepts, by what Linux does
+/// by default. Only before there is a connection: one that BBR began is paced for ever.
 ///
 /// # Errors
 /// A kernel without it.
-pub fn as_linux_does(stream: &TcpStream) -> std::io::Result<()> {
-    SockRef::from(stream).set_tcp_congestion(CONGESTION.as_bytes())
+pub fn as_linux_does(socket: &Socket) -> std::io::Result<()> {
+    socket.set_tcp_congestion(CONGESTION.as_bytes())
 }
 
 fn send_over(mut stream: TcpStream, to: SocketAddr, time: Duration) -> Result<Moved> {
@@ -132,8 +131,21 @@ pub fn several(
 }
 
 fn connect(addr: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&addr, PATIENCE)
-        .map_err(|error| format!("connecting to {addr}: {error}"))?;
+    connect_with(addr, |_| Ok(()))
+}
+
+fn connect_with(
+    addr: SocketAddr,
+    prepare: impl Fn(&Socket) -> std::io::Result<()>,
+) -> Result<TcpStream> {
+    let open = || {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+        prepare(&socket)?;
+        socket.connect_timeout(&addr.into(), PATIENCE)?;
+        Ok(TcpStream::from(socket))
+    };
+    let stream =
+        open().map_err(|error: std::io::Error| format!("connecting to {addr}: {error}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     Ok(stream)

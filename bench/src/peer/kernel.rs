@@ -44,6 +44,7 @@ fn listen(port: u16) -> Result<TcpListener> {
     socket.set_reuse_address(true)?;
     let address = std::net::SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     socket.bind(&address.into())?;
+    as_linux_does(&socket)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
@@ -77,7 +78,6 @@ fn count(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 fn endless(mut stream: TcpStream) -> std::io::Result<()> {
-    as_linux_does(&stream)?;
     let mut cycle = Cycle::new(PIECE);
     stream.read_exact(&mut [0])?;
     loop {
