@@ -403,6 +403,22 @@ impl<L: Link, P: Platform> TcpStream<L, P> {
             .await
     }
 
+    /// Waits for data and shows some where they are, without a copy: `f` gets a part of
+    /// them, not empty, and says how many bytes it took, and what of them. `None`: the
+    /// other end has said all it will say.
+    ///
+    /// `f` runs while the network is locked: let it be brief, and not use the network.
+    ///
+    /// # Errors
+    /// [`StreamError`], never `WouldBlock`.
+    pub async fn recv_with<R>(
+        &self,
+        mut f: impl FnMut(&[u8]) -> (usize, R),
+    ) -> Result<Option<R>, StreamError> {
+        self.poll_with(true, |stack| stack.sockets().tcp_recv_with(self.id, &mut f))
+            .await
+    }
+
     /// Waits for room and writes some; at least one byte, for non-empty `bytes`.
     /// The bytes are sent at once, as far as the windows and Nagle allow.
     ///

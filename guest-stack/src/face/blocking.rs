@@ -174,6 +174,21 @@ impl<L: Link, P: Platform> TcpStream<L, P> {
         self.wait(&self.read_timeout, self.stream.recv(buffer))
     }
 
+    /// Waits for data and shows some where they are, without a copy: `f` gets a part of
+    /// them, not empty, and says how many bytes it took, and what of them. `None`: the
+    /// other end has said all it will say.
+    ///
+    /// `f` runs while the network is locked: let it be brief, and not use the network.
+    ///
+    /// # Errors
+    /// As for [`recv`](Self::recv).
+    pub fn recv_with<R>(
+        &self,
+        f: impl FnMut(&[u8]) -> (usize, R),
+    ) -> Result<Option<R>, StreamError> {
+        self.wait(&self.read_timeout, self.stream.recv_with(f))
+    }
+
     /// Waits for room and writes some; at least one byte, for non-empty `bytes`.
     ///
     /// # Errors

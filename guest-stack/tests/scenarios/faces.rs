@@ -200,6 +200,40 @@ fn streams_echo_between_tasks_on_a_lossy_wire() {
     world.run();
 }
 
+#[test]
+fn a_stream_is_read_where_it_lies_by_who_takes_less_than_is_shown() {
+    let mut world = World::new(Impairment {
+        loss: 20,
+        delay: Duration::from_millis(2),
+        ..Impairment::default()
+    });
+    let listener = world.nets[1].listen(7, 16).unwrap();
+    world.spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut got = Vec::new();
+        // Some are left each time, and shown again.
+        let mut take = |bytes: &[u8]| {
+            assert!(!bytes.is_empty());
+            let taken = bytes.len().min(1000);
+            got.extend_from_slice(&bytes[..taken]);
+            (taken, taken)
+        };
+        while let Some(taken) = stream.recv_with(&mut take).await.unwrap() {
+            assert!((1..=1000).contains(&taken));
+        }
+        assert!(got == pattern(150_000, 4));
+        assert_eq!(stream.recv(&mut [0; 1]).await, Ok(0));
+    });
+    let net = world.nets[0].clone();
+    world.spawn(async move {
+        let stream = net.connect(host(1, false, 7)).await.unwrap();
+        stream.send_all(&pattern(150_000, 4)).await.unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream.acknowledged().await.unwrap();
+    });
+    world.run();
+}
+
 /// Runs two futures in one task.
 async fn both(a: impl Future<Output = ()>, b: impl Future<Output = ()>) {
     let (mut a, mut b) = (Box::pin(a), Box::pin(b));
