@@ -15,6 +15,7 @@ use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::Duration;
 use shm_link::doorbell::Doorbell;
 use shm_link::fault::LinkError;
+use shm_link::offload::Offloads;
 
 use crate::clock::{Clock, MILLISECOND, NEVER, Nanos, SECOND};
 use crate::connection::{CLIENT, Connection, End, Outcome, SERVER, Stepped, Wrong};
@@ -100,7 +101,11 @@ impl Guest {
         // reset because of that.
         config.limits.half_open_timeout = Duration::from_secs(300);
         config.limits.orphan_timeout = Duration::from_secs(1200);
-        let control = Control::new(offer(session, "simulated"));
+        let mut offer = offer(session, "simulated");
+        if !plan.its_offloads {
+            (offer.can_receive, offer.can_send) = (Offloads::NONE, Offloads::NONE);
+        }
+        let control = Control::new(offer);
         let mut stack = machine::boot(&cable, config, control, clock.guest())?;
         let options = options(plan.buffers, plan.nodelay);
         let listener = stack

@@ -25,7 +25,10 @@ pub(crate) struct GuestPlan {
     pub(crate) rings: (usize, usize),
     pub(crate) mtu: u16,
     pub(crate) v6: bool,
+    /// Whether its port may leave checksums and segmentation to others.
     pub(crate) offloads: bool,
+    /// Whether it may itself.
+    pub(crate) its_offloads: bool,
     pub(crate) impair_to_host: ImpairConfig,
     pub(crate) impair_to_guest: ImpairConfig,
     pub(crate) limits: Limits,
@@ -271,12 +274,15 @@ fn guest(index: usize, v6: bool, mtu: u16, hostile: bool, random: &mut Random) -
         9001.. => &[524_288],
     };
     let weather = weather(random);
+    let rings = (*random.pick(sizes), *random.pick(sizes));
+    let offloads = random.below(100);
     GuestPlan {
         index,
-        rings: (*random.pick(sizes), *random.pick(sizes)),
+        rings,
         mtu,
         v6,
-        offloads: random.percent(80),
+        offloads: offloads < 80,
+        its_offloads: offloads < 60,
         impair_to_host: impair(weather, false, random),
         impair_to_guest: impair(weather, true, random),
         limits: Limits {
@@ -403,6 +409,7 @@ impl Scenario {
             mtu: 1500,
             v6: false,
             offloads: true,
+            its_offloads: true,
             impair_to_host: ImpairConfig::default(),
             impair_to_guest: match impair {
                 "" => ImpairConfig::default(),

@@ -40,7 +40,7 @@ impl Moved {
 /// # Errors
 /// A connection that breaks; a server that counted otherwise.
 pub fn send(to: SocketAddr, time: Duration) -> Result<Moved> {
-    send_over(connect_with(to, as_linux_does)?, to, time)
+    send_over(connect_as_linux_does(to)?, to, time)
 }
 
 /// The same by the machine's own congestion control.
@@ -49,6 +49,14 @@ pub fn send(to: SocketAddr, time: Duration) -> Result<Moved> {
 /// As for [`send`].
 pub fn send_as_told(to: SocketAddr, time: Duration) -> Result<Moved> {
     send_over(connect(to)?, to, time)
+}
+
+/// A connection over which the kernel sends by what Linux does by default.
+///
+/// # Errors
+/// Nobody there; a kernel without it.
+pub fn connect_as_linux_does(to: SocketAddr) -> Result<TcpStream> {
+    connect_with(to, as_linux_does)
 }
 
 /// Has the kernel send over this socket, or over those that it accepts, by what Linux does

@@ -1,10 +1,11 @@
 //! One message forth, the same back, again and again; how long each took.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use super::bulk::connect_as_linux_does;
 use crate::Result;
 
 /// How long an answer may take.
@@ -27,7 +28,7 @@ pub struct RoundTrips {
 /// # Errors
 /// A connection that breaks, or an echo that differs.
 pub fn run(to: SocketAddr, len: usize, pause: Duration, time: Duration) -> Result<RoundTrips> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    let mut stream = connect_as_linux_does(to)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
     let mut message = vec![0; len];
