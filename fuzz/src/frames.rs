@@ -12,6 +12,7 @@ use guest_stack::stack::Stack;
 use guest_stack::tcp::options::TcpOptions;
 use guest_stack::time::{Duration, Instant};
 use host_bridge::filter::{Filter, FilterConfig, HEAD_LEN, Verdict};
+use host_bridge::port::stepped::finished;
 use shm_link::fault::LinkError;
 use shm_link::link::{FrameRx, FrameTx, Link, MAX_FRAME_LEN};
 use shm_link::offload::{OffloadHeader, Offloads};
@@ -63,6 +64,43 @@ pub(crate) fn offload(bytes: &[u8]) {
     if header.check(len, allowed).is_ok() && header.flags & 1 != 0 {
         let end = usize::from(header.csum_start) + usize::from(header.csum_offset) + 2;
         assert!(end <= len, "a checksum behind the frame: {header:?}");
+    }
+}
+
+/// What the bridge cuts and finishes for a guest: any frame, or nearly a super-frame of
+/// TCP, with any header. No more frames than it has bytes, and none without any.
+pub(crate) fn finish(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let takes = Offloads::from_bits(u32::from(input.byte()) & 15);
+    let shape = input.byte();
+    let mut header = OffloadHeader::from_bytes(std::array::from_fn(|_| input.byte()));
+    let frame = match shape & 3 {
+        0 => input.rest().to_vec(),
+        kind => {
+            let builder = PacketBuilder::ethernet2(PEER_MAC, MAC);
+            let ip = match kind {
+                1 => builder.ipv6(V6, V6, 64),
+                _ => builder.ipv4(PEER_V4, V4, 64),
+            };
+            header.flags = 1;
+            header.gso_type = if kind == 1 { 4 } else { 1 };
+            header.csum_start = if kind == 1 { 54 } else { 34 };
+            header.csum_offset = 16;
+            let len = usize::from(input.word()) % 3000;
+            let mut frame = Vec::new();
+            let packet = ip.tcp(4000, 80, input.long() as u32, 1000);
+            packet
+                .write(&mut frame, &vec![shape; len])
+                .expect("a vector");
+            damage(&mut input, frame)
+        }
+    };
+    let len = frame.len();
+    if let Some(frames) = finished(header, frame, takes)
+        && len != 0
+    {
+        assert!((1..=len).contains(&frames.len()), "{} frames", frames.len());
+        assert!(frames.iter().all(|(_, frame)| !frame.is_empty()));
     }
 }
 

@@ -9,7 +9,7 @@
 //! | `control` | messages, and both machines of the control channel |
 //! | `memory` | superblock, ring and records, by operations, with a peer that scribbles |
 //! | `wires` | byte streams, the attach handshake |
-//! | `frames` | the filter, the offload header, the guest's classifier and stack |
+//! | `frames` | the filter, the offload header, what the bridge cuts, the guest's classifier and stack |
 //! | `kept` | what a daemon gives its keeper and finds again: messages, records |
 //! | `texts` | settings, the admin protocol, addresses, impairments, limits |
 
@@ -33,6 +33,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("control_host", control::host),
     ("control_messages", control::messages),
     ("filter", frames::filter),
+    ("finish", frames::finish),
     ("kept_record", kept::record),
     ("offload", frames::offload),
     ("records", memory::records),

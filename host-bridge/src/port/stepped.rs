@@ -39,6 +39,8 @@ use crate::pump::{
 use crate::session::{Action, PortState, Session, TapSettings};
 use crate::tap::{ALL_OFFLOADS, RawSlice};
 
+pub use crate::pump::{Finished, finished};
+
 /// What stands in for a TAP and the clock.
 pub trait Ether {
     /// The time.

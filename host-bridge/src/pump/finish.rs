@@ -381,6 +381,34 @@ impl Cut {
     }
 }
 
+/// Frames, and what is left to do for each.
+#[cfg(any(test, feature = "simulation"))]
+pub type Finished = Vec<(OffloadHeader, Vec<u8>)>;
+
+/// What a guest that takes these offloads gets of a frame from the TAP; `None`: nothing, the
+/// frame contradicts itself. For tests and fuzzers.
+#[cfg(any(test, feature = "simulation"))]
+pub fn finished(offload: OffloadHeader, frame: Vec<u8>, takes: Offloads) -> Option<Finished> {
+    let len = frame.len();
+    let mut finish = Finish {
+        frame,
+        ..Finish::default()
+    };
+    finish.load(len, offload, takes)?;
+    let mut frames = Vec::new();
+    while let Some(len) = finish.part_len() {
+        let part = ImpairedFrame::from(finish.part());
+        assert_eq!(
+            part.bytes.len(),
+            len,
+            "a frame of another length than it was said"
+        );
+        frames.push((part.offload, part.bytes));
+        finish.advance();
+    }
+    Some(frames)
+}
+
 /// A checksum of TCP or UDP as it stands in the packet: zero means "none" in UDP
 /// (RFC 768), and is the same number as its complement.
 fn checksum(sum: &Sum16BitWords) -> [u8; 2] {
@@ -478,23 +506,8 @@ mod tests {
         (offload, frame)
     }
 
-    fn finish(
-        (offload, frame): &(OffloadHeader, Vec<u8>),
-        takes: Offloads,
-    ) -> Option<Vec<(OffloadHeader, Vec<u8>)>> {
-        let mut finish = Finish {
-            frame: frame.clone(),
-            ..Finish::default()
-        };
-        finish.load(frame.len(), *offload, takes)?;
-        let mut parts = Vec::new();
-        while let Some(len) = finish.part_len() {
-            let part = ImpairedFrame::from(finish.part());
-            assert_eq!(part.bytes.len(), len);
-            parts.push((part.offload, part.bytes));
-            finish.advance();
-        }
-        Some(parts)
+    fn finish(frame: &(OffloadHeader, Vec<u8>), takes: Offloads) -> Option<Finished> {
+        finished(frame.0, frame.1.clone(), takes)
     }
 
     /// Parses a frame, and checks what of it is a checksum or a length.
