@@ -28,7 +28,7 @@ const CAPACITY: usize = 512 << 10;
 /// same.
 const BATCH: u64 = 64;
 /// See [`BATCH`].
-const BATCH_BYTES: usize = 32 << 10;
+const BATCH_BYTES: usize = 64 << 10;
 
 /// Takes frames in.
 trait Sender: Send {

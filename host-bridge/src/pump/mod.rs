@@ -64,7 +64,7 @@ pub(crate) const BUDGET_BYTES: usize = 256 << 10;
 /// Bytes of frames after which the other side is told within a turn. A wake-up
 /// costs some 10 µs and a copy of this much about as long: the two sides then
 /// work at the same time, and frames of 1500 bytes still share a doorbell.
-pub(crate) const PUBLISH_BYTES: usize = 32 << 10;
+pub(crate) const PUBLISH_BYTES: usize = 64 << 10;
 
 /// Control messages handled before other tasks get their turn.
 pub(crate) const BUDGET_MESSAGES: usize = 16;
