@@ -39,8 +39,6 @@ use crate::pump::{
 use crate::session::{Action, PortState, Session, TapSettings};
 use crate::tap::{ALL_OFFLOADS, RawSlice};
 
-pub use crate::pump::{Finished, finished};
-
 /// What stands in for a TAP and the clock.
 pub trait Ether {
     /// The time.
@@ -554,4 +552,14 @@ where
         self.core.device.0.set(self.core.mtu, false, Offloads::NONE);
         self.core.counters.snapshot()
     }
+}
+
+/// What a guest that takes these offloads gets of a frame from the TAP, and what is left
+/// to do for each; `None`: nothing, the frame contradicts itself.
+pub fn finished(
+    offload: OffloadHeader,
+    frame: Vec<u8>,
+    takes: Offloads,
+) -> Option<Vec<(OffloadHeader, Vec<u8>)>> {
+    crate::pump::finished(offload, frame, takes)
 }

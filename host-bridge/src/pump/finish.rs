@@ -383,12 +383,16 @@ impl Cut {
 
 /// Frames, and what is left to do for each.
 #[cfg(any(test, feature = "simulation"))]
-pub type Finished = Vec<(OffloadHeader, Vec<u8>)>;
+pub(crate) type Finished = Vec<(OffloadHeader, Vec<u8>)>;
 
 /// What a guest that takes these offloads gets of a frame from the TAP; `None`: nothing, the
-/// frame contradicts itself. For tests and fuzzers.
+/// frame contradicts itself.
 #[cfg(any(test, feature = "simulation"))]
-pub fn finished(offload: OffloadHeader, frame: Vec<u8>, takes: Offloads) -> Option<Finished> {
+pub(crate) fn finished(
+    offload: OffloadHeader,
+    frame: Vec<u8>,
+    takes: Offloads,
+) -> Option<Finished> {
     let len = frame.len();
     let mut finish = Finish {
         frame,

@@ -41,7 +41,7 @@ use crate::tap::Tap;
 #[cfg(feature = "simulation")]
 pub(crate) use both::{Both, Sleep};
 #[cfg(feature = "simulation")]
-pub use finish::{Finished, finished};
+pub(crate) use finish::finished;
 pub(crate) use shm::{ControlWatch, ShmPump};
 pub(crate) use stream::{Input, InputTurn, StreamPump};
 #[cfg(feature = "simulation")]

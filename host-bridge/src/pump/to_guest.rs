@@ -175,7 +175,6 @@ impl<W: Wire> ToGuest<W> {
         counters.frame_in(len);
         budget.spend(len);
         charge(&mut self.limit, &*self.shared.tap, len);
-        let counters = &self.shared.counters.host_to_guest;
         let mut head = [0; HEAD_LEN];
         let head_len = len.min(HEAD_LEN);
         // SAFETY: `room` holds `len >= head_len` bytes; `head` is private. The
@@ -263,7 +262,6 @@ impl<W: Wire> ToGuest<W> {
         counters.frame_in(len);
         budget.spend(len);
         charge(&mut self.limit, &*self.shared.tap, len);
-        let counters = &self.shared.counters.host_to_guest;
         match policy.filter.check_to_guest(&bytes[..len.min(HEAD_LEN)]) {
             Verdict::Drop(reason) => counters.dropped(reason),
             Verdict::Pass => {
