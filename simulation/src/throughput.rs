@@ -20,6 +20,17 @@ pub const LOSSES: [u32; 6] = [0, 1, 2, 5, 10, 20];
 pub const DELAYS: [u32; 4] = [0, 10, 50, 200];
 /// Frames that a narrow path's queue holds.
 pub const QUEUES: [u32; 4] = [10, 20, 45, 100];
+/// Paths that lose what is too much with next to no queue, and as a link loses by itself.
+pub const SHALLOW: [Narrow; 8] = [
+    shallow(50, 30, 20, 0, 1, 20),
+    shallow(50, 30, 20, 0, 4, 5),
+    shallow(50, 30, 20, 0, 16, 2),
+    shallow(50, 30, 20, 5, 1, 10),
+    shallow(100, 50, 20, 0, 1, 20),
+    shallow(10, 100, 10, 0, 1, 5),
+    shallow(10, 100, 10, 0, 4, 2),
+    shallow(1000, 20, 100_000, 10, 1, 10),
+];
 /// How long a host is away, in milliseconds.
 pub const AWAY: [u32; 3] = [0, 10, 200];
 /// MTUs, and delays each way in milliseconds, of transfers that an outage interrupts.
@@ -41,6 +52,8 @@ pub const OUTAGES: [(&str, Outage); 4] = [
 
 /// Runs that one cell is made of.
 const RUNS: u64 = 16;
+/// The same of those that take long.
+const SHALLOW_RUNS: u64 = 4;
 const BYTES: u64 = 2_000_000;
 
 fn run(scenario: Scenario) -> Result<crate::world::Summary, String> {
@@ -69,22 +82,138 @@ pub fn goodput(loss: u32, delay_ms: u32) -> Result<f64, String> {
     Ok((RUNS * BYTES * 8) as f64 / (time as f64 / SECOND as f64) / 1e6)
 }
 
-/// Megabits per second of one connection over a path of 20 Mbit/s and 20 ms there and back,
-/// with a queue of so many frames before it.
+/// A path that is narrower than what its ends may send, and loses what its queue does not hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Narrow {
+    /// Megabits per second that pass.
+    pub mbit: u32,
+    /// Milliseconds there and back.
+    pub round_trip_ms: u32,
+    /// Frames that the queue holds.
+    pub queue: u32,
+    /// Frames in a hundred that are lost anyway.
+    pub loss: u32,
+    /// How many transfer at once.
+    pub connections: u64,
+    /// Bytes that each transfers.
+    pub bytes: u64,
+}
+
+const fn shallow(
+    mbit: u32,
+    round_trip_ms: u32,
+    queue: u32,
+    loss: u32,
+    connections: u64,
+    megabytes: u64,
+) -> Narrow {
+    Narrow {
+        mbit,
+        round_trip_ms,
+        queue,
+        loss,
+        connections,
+        bytes: megabytes * 1_000_000,
+    }
+}
+
+impl Narrow {
+    /// 20 Mbit/s and 20 ms there and back, with a queue of so many frames, and one connection
+    /// of 2 MB.
+    pub fn with_queue(queue: u32) -> Self {
+        let bytes = BYTES;
+        Self {
+            bytes,
+            ..shallow(20, 20, queue, 0, 1, 0)
+        }
+    }
+
+    /// Frames of 1448 bytes that it takes at the least.
+    fn frames(&self) -> f64 {
+        (self.connections * self.bytes) as f64 / 1448.0
+    }
+}
+
+/// What a table calls it.
+impl std::fmt::Display for Narrow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            mbit,
+            round_trip_ms,
+            queue,
+            loss,
+            connections,
+            ..
+        } = self;
+        write!(f, "{mbit} Mbit/s, {round_trip_ms} ms, ")?;
+        match (loss, queue) {
+            (0, queue) => write!(f, "{queue} frames, {connections}"),
+            (loss, 100_000..) => write!(f, "{loss} % lost, {connections}"),
+            (loss, queue) => write!(f, "{queue} frames, {loss} % lost, {connections}"),
+        }
+    }
+}
+
+/// What comes through such a path.
+#[derive(Debug, Clone, Copy)]
+pub struct Through {
+    /// Megabits per second of all connections.
+    pub mbit: f64,
+    /// Frames that it lost, of a hundred that had to be sent once.
+    pub lost: f64,
+}
+
+/// Runs all connections over such a path.
 ///
 /// # Errors
 /// What is wrong with a run.
-pub fn narrow(queue: u32) -> Result<f64, String> {
-    let mut time = 0;
-    for seed in 0..RUNS {
-        let mut scenario = Scenario::bulk(seed, BYTES, "");
-        scenario.guests[0].impair_to_guest = impair(&delay(20))?;
-        scenario.guests[1].impair_to_guest = impair(&format!("rate=20mbit,limit={queue}"))?;
-        // Not all of them at the same moment of the path.
-        scenario.connections[0].at += seed * MILLISECOND;
-        time += run(scenario)?.time - (10 + seed) * MILLISECOND;
+pub fn narrow(path: &Narrow) -> Result<Through, String> {
+    let runs = match path.bytes {
+        BYTES => RUNS,
+        _ => SHALLOW_RUNS,
+    };
+    let (mut time, mut lost) = (0, 0);
+    for seed in 0..runs {
+        let summary = run(path.scenario(seed)?)?;
+        time += summary.time - (10 + seed) * MILLISECOND;
+        lost += summary.lost_to_guests;
     }
-    Ok((RUNS * BYTES * 8) as f64 / (time as f64 / SECOND as f64) / 1e6)
+    let bits = runs * path.connections * path.bytes * 8;
+    Ok(Through {
+        mbit: bits as f64 / (time as f64 / SECOND as f64) / 1e6,
+        lost: lost as f64 * 100.0 / (runs as f64 * path.frames()),
+    })
+}
+
+impl Narrow {
+    fn scenario(&self, seed: u64) -> Result<Scenario, String> {
+        let mut scenario = Scenario::bulk(seed, self.bytes, "");
+        for guest in &mut scenario.guests {
+            guest.buffers = ((64 << 20) - 1, 262_143);
+        }
+        scenario.guests[0].impair_to_guest = impair(&delay(self.round_trip_ms))?;
+        let loss = match self.loss {
+            0 => String::new(),
+            loss => format!(",loss={loss}%,seed={seed}"),
+        };
+        let text = format!("rate={}mbit,limit={}{loss}", self.mbit, self.queue);
+        scenario.guests[1].impair_to_guest = impair(&text)?;
+        let [connection] = &mut scenario.connections[..] else {
+            return Err("one connection".to_owned());
+        };
+        connection.buffers = (262_143, 4 << 20);
+        // Not all of them at the same moment of the path.
+        connection.at += seed * MILLISECOND;
+        let first = connection.clone();
+        scenario.connections = (0..self.connections)
+            .map(|nth| {
+                let mut plan = first.clone();
+                plan.at += nth * 7 * MILLISECOND;
+                plan
+            })
+            .collect();
+        Ok(scenario)
+    }
 }
 
 /// How a host went away.
@@ -260,9 +389,21 @@ pub fn tables() -> Result<String, String> {
     }
     text += "\n| :--- |";
     text += &" ---: |".repeat(QUEUES.len());
+    let queues = QUEUES.map(|queue| narrow(&Narrow::with_queue(queue)));
     text += "\n| Mbit/s |";
-    for queue in QUEUES {
-        let _ = write!(text, " {} |", figure(narrow(queue)?));
+    for through in &queues {
+        let _ = write!(text, " {} |", figure(through.clone()?.mbit));
+    }
+    text += "\n| frames lost of 100 |";
+    for through in &queues {
+        let _ = write!(text, " {} |", figure(through.clone()?.lost));
+    }
+    text += "\n\nThe same over other paths: what passes, there and back, what its queue holds, what is\n\
+             lost besides, and connections at once. Frames that are sent again can be lost again.\n\n\
+             | path | Mbit/s | frames lost of 100 |\n| :--- | ---: | ---: |";
+    for path in SHALLOW {
+        let Through { mbit, lost } = narrow(&path)?;
+        let _ = write!(text, "\n| {path} | {} | {} |", figure(mbit), figure(lost));
     }
     text += "\n\nHow long nothing arrives when the host of one end goes away during a transfer without\n\
              losses, beyond the time that it is away, in milliseconds; the worst of 8 runs.\n\n\

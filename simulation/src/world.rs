@@ -140,6 +140,8 @@ pub struct Summary {
     pub bytes: u64,
     /// The longest time between two reads of one connection, in nanoseconds.
     pub longest_pause: Nanos,
+    /// Frames to guests that their last hosts dropped by then.
+    pub lost_to_guests: u64,
     /// Turns of all parts.
     pub turns: u64,
     /// Datagrams that were asked and answered.
@@ -288,6 +290,13 @@ impl World {
             .unwrap_or(now);
         self.summary.answers = self.exchanges.iter().map(|e| e.answers).sum();
         self.summary.bytes = self.connections.iter().map(|c| c.read[0] + c.read[1]).sum();
+        let hosts = self
+            .places
+            .iter_mut()
+            .filter_map(|place| place.host.as_mut());
+        self.summary.lost_to_guests = hosts
+            .map(|host| host.port().counters().host_to_guest.dropped())
+            .sum();
         let pauses = self.connections.iter().map(|c| c.longest_pause);
         self.summary.longest_pause = pauses.max().unwrap_or(0);
         if self.scenario.is_calm() {

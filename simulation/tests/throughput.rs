@@ -1,7 +1,8 @@
 //! The tables of `THROUGHPUT.md`, made anew.
 
 use simulation::throughput::{
-    AWAY, Away, DELAYS, INTERRUPTED, LOSSES, OUTAGES, QUEUES, after, goodput, narrow, pause,
+    AWAY, Away, DELAYS, INTERRUPTED, LOSSES, Narrow, OUTAGES, QUEUES, SHALLOW, Through, after,
+    goodput, narrow, pause,
 };
 
 /// The figures of the rows that begin with `| name |`.
@@ -42,13 +43,30 @@ fn goodput_under_loss_and_delay_is_what_the_table_says() {
 
 #[test]
 fn goodput_through_a_narrow_queue_is_what_the_table_says() {
-    let kept = row("Mbit/s");
-    assert_eq!(kept.len(), QUEUES.len());
-    for (queue, kept) in QUEUES.into_iter().zip(kept) {
+    let (kept, losses) = (row("Mbit/s"), row("frames lost of 100"));
+    assert_eq!([kept.len(), losses.len()], [QUEUES.len(); 2]);
+    for (queue, (kept, lost)) in QUEUES.into_iter().zip(kept.into_iter().zip(losses)) {
         if cfg!(debug_assertions) && queue != 45 {
             continue;
         }
-        compare(&format!("{queue} frames"), kept, narrow(queue).unwrap());
+        let found = narrow(&Narrow::with_queue(queue)).unwrap();
+        compare(&format!("{queue} frames"), kept, found.mbit);
+        compare(&format!("{queue} frames, lost"), lost, found.lost);
+    }
+}
+
+#[test]
+fn what_a_shallow_path_loses_is_what_the_table_says() {
+    for path in SHALLOW {
+        let [kept, losses] = row(&path.to_string())[..] else {
+            panic!("{path}: two figures");
+        };
+        if cfg!(debug_assertions) && path.mbit != 10 {
+            continue;
+        }
+        let Through { mbit, lost } = narrow(&path).unwrap();
+        compare(&path.to_string(), kept, mbit);
+        compare(&format!("{path}, lost"), losses, lost);
     }
 }
 

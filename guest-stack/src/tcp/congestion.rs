@@ -9,9 +9,9 @@
 //! queue is to be seen, above by an eighth of that, and in a queue by a segment per round trip.
 //! It does not grow while it is not filled (RFC 7661), and a connection that rested begins
 //! anew (RFC 5681, 4.1). A loss without a queue says nothing about congestion, and changes
-//! nothing: a link that loses a tenth of everything carries more when it is used. But where no
-//! more comes through, however much is sent, no more is sent (`rounds`). A long silence says so
-//! as well: the queue may have been so full that nothing came through.
+//! nothing: a link that loses a tenth of everything carries more when it is used. But where more
+//! is lost when more is sent, or no more comes through, no more is sent (`rounds`). A long
+//! silence says so as well: the queue may have been so full that nothing came through.
 //! TCP Veno and Westwood are of that kind; RFC 5681 would halve the window at either.
 //!
 //! A connection whose handshake took longer than the link ever does begins with ten segments
@@ -48,10 +48,8 @@ const LINK_US: u32 = 10_000;
 /// More than twice the shortest round trip and this is a queue, not a busy processor; of a
 /// connection that leaves the machine, more than five quarters and this.
 const QUEUE_US: u32 = 4_000;
-
-/// Round trips for which a window stays what comes through a policer. Then it grows until it
-/// meets the policer again.
-const HELD_ROUNDS: u32 = 8;
+/// A thirty-second more than the shortest round trip, and at least this, and a short one may be.
+const SHORT_QUEUE_US: u32 = 1_000;
 
 /// What a connection has in flight, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,8 +108,11 @@ pub(crate) struct Congestion {
     /// The most that was in flight in the round trip that is measured now, and in the last.
     filled: [u32; 2],
     rounds: Rounds,
-    /// Until then the window is what comes through a policer.
-    held_until: Option<Instant>,
+    /// Bytes that may be on their way until the window is filled again, of which something was
+    /// lost.
+    eased: Option<u32>,
+    /// Bytes that arrived since something was sent last.
+    arrived: u32,
 }
 
 impl Congestion {
@@ -231,6 +232,13 @@ impl Congestion {
             .is_some_and(|shortest| self.latest_us > slower(shortest))
     }
 
+    /// Whether a queue may be there that holds next to nothing.
+    fn may_queue(&self) -> bool {
+        let longer = |shortest: u32| shortest.saturating_add((shortest / 32).max(SHORT_QUEUE_US));
+        self.shortest_us
+            .is_some_and(|shortest| self.latest_us > longer(shortest))
+    }
+
     /// Something in the middle of a round took so long.
     pub(crate) fn took(&mut self, round_trip_us: u32) {
         self.latest_us = round_trip_us;
@@ -262,10 +270,14 @@ impl Congestion {
         self.noticed = self.noticed.filter(|_| recovering);
         self.delivered = self.delivered.saturating_add(bytes);
         self.filled[0] = self.filled[0].max(flight.sent);
+        self.arrived = self.arrived.saturating_add(bytes);
         let Some(window) = self.window else {
+            self.eased = None;
             return;
         };
-        if self.held_until.is_some() || self.rounds.is_excess() {
+        let eased = self.eased.map(|eased| eased.saturating_add(bytes));
+        self.eased = eased.filter(|eased| *eased < window);
+        if self.rounds.holds() || self.rounds.is_excess() {
             return;
         }
         let above = self.threshold.is_some_and(|threshold| window >= threshold);
@@ -282,6 +294,7 @@ impl Congestion {
         }
         let more = match (self.is_slower(), above) {
             (false, false) => bytes,
+            (false, true) if self.rounds.is_near(window, self.may_queue()) => bytes / 32,
             (false, true) => bytes / 8,
             (true, false) if !self.is_queueing(QUEUE_US / 4) => bytes / 4,
             // Less than the segment.
@@ -295,21 +308,35 @@ impl Congestion {
 
     /// Without a queue, more than a path lets through is lost whatever is done about it.
     fn keep_to_what_comes_through(&mut self, now: Instant, bytes: u32, on_the_way: u32) {
-        self.held_until = self.held_until.filter(|until| now < *until);
         let round_trip = self.latest_us;
         if let Some(most) = self.rounds.delivered(now, round_trip, bytes, on_the_way) {
             let most = most.max(self.least());
             self.window = Some(self.window.map_or(most, |window| window.min(most)));
             self.threshold = self.window;
             self.calm = false;
-            let round = Duration::from_micros(round_trip.into());
-            self.held_until = Some(now + round * HELD_ROUNDS);
         }
     }
 
     /// So many bytes are found lost, in so many holes.
     pub(crate) fn found_lost(&mut self, bytes: u32, holes: u32) {
         self.rounds.lost(bytes, holes);
+    }
+
+    /// So many bytes of this flight were found lost. They leave room for more than a queue may
+    /// take at once: it is filled as acknowledgements come in, by twice as much as they say has
+    /// arrived (slow start, RFC 6937, 3).
+    pub(crate) fn eases(&mut self, flight: Flight, lost: u32) {
+        if lost > 0 {
+            let more = self.arrived.saturating_mul(2).saturating_add(self.least());
+            let most = flight.on_the_way().saturating_add(more);
+            let before = self.eased.or(self.window);
+            self.eased = before.map(|before| before.min(most));
+        }
+    }
+
+    /// Something is sent, be it again.
+    pub(crate) fn sends(&mut self) {
+        self.arrived = 0;
     }
 
     /// Something was lost of what was sent later than what is made good already.
@@ -323,9 +350,10 @@ impl Congestion {
     pub(crate) fn lost(&mut self, now: Instant, in_flight: u32) {
         self.sent_again();
         let counts = self.noticed.is_none() || self.anew && self.is_seen(now);
-        // A path that had a queue has one, however short.
+        // A path that had a queue has one, however short, and next to none may be one where less
+        // was lost when less was sent.
         let queue = match self.threshold {
-            Some(_) => self.is_slower(),
+            Some(_) => self.is_slower() || self.rounds.has_paid() && self.may_queue(),
             None => self.is_queueing(QUEUE_US),
         };
         if counts {
@@ -398,7 +426,7 @@ impl Congestion {
     /// reach: it may have to be sent again.
     pub(crate) fn show(&self, window: u16, shift: u8, flight: Flight, gathers: bool) -> u16 {
         let shown = self.clip(window, shift);
-        let Some(ours) = self.window.filter(|_| shown != window) else {
+        let Some(ours) = self.now().filter(|_| shown != window) else {
             return window;
         };
         let (segment, unit) = (self.segment(), 1 << shift.min(14));
@@ -424,12 +452,18 @@ impl Congestion {
     /// How much of what is lost may be sent again.
     pub(crate) fn room(&self, flight: Flight) -> u32 {
         let room = |window: u32| window.saturating_sub(flight.on_the_way());
-        self.window.map_or(u32::MAX, room)
+        self.now().map_or(u32::MAX, room)
+    }
+
+    /// Bytes that may be on their way now.
+    fn now(&self) -> Option<u32> {
+        let window = self.window?;
+        Some(self.eased.map_or(window, |eased| eased.min(window)))
     }
 
     /// The narrower of this window and ours.
     pub(crate) fn clip(&self, window: u16, shift: u8) -> u16 {
-        match self.window {
+        match self.now() {
             Some(ours) if ours < u32::from(window) << shift.min(14) => {
                 // Not nothing: that would be probed. Less than the peer's, of 16 bits.
                 (ours >> shift.min(14)).max(1) as u16
@@ -737,20 +771,69 @@ mod tests {
         let mut now = Instant::from_secs(1);
         let round = Duration::from_millis(20);
         congestion.window = Some(300_000);
-        for _ in 0..4 {
+        for _ in 0..2 {
             congestion.delivered(now, 100_000, sent(400_000), true);
             congestion.found_lost(200_000, 30);
             now += round;
         }
         assert_eq!(congestion.window(), Some(100_000));
-        for _ in 0..6 {
+        for _ in 0..2 {
             congestion.delivered(now, 100_000, sent(100_000), false);
             assert_eq!(congestion.window(), Some(100_000));
             now += round;
         }
-        now += round * 3;
         congestion.delivered(now, 100_000, sent(100_000), false);
         assert_eq!(congestion.window(), Some(100_000 + 100_000 / 8));
+    }
+
+    #[test]
+    fn where_less_was_lost_when_less_was_sent_a_loss_in_the_shortest_queue_counts() {
+        let lossy = |pays: bool| {
+            let mut congestion = with(20_000, 60_000);
+            congestion.begins(Some(20_000));
+            congestion.window = Some(300_000);
+            for round in 0..8 {
+                let now = Instant::from_secs(1) + Duration::from_millis(20) * round;
+                congestion.delivered(now, 100_000, sent(100_000), false);
+                if round == 0 || !pays {
+                    congestion.found_lost(20_000, 15);
+                }
+            }
+            congestion.took(21_100);
+            congestion.lost(Instant::from_secs(2), 100_000);
+            congestion.window().unwrap()
+        };
+        assert!(lossy(false) >= 100_000);
+        assert_eq!(lossy(true), 60_000);
+    }
+
+    #[test]
+    fn what_was_lost_at_once_is_not_sent_again_at_once() {
+        let mut congestion = with(20_000, 60_000);
+        congestion.begins(None);
+        congestion.window = Some(200_000);
+        congestion.sends();
+        let flight = Flight {
+            sent: 190_000,
+            arrived: 10_000,
+            due: 150_000,
+        };
+        congestion.delivered(Instant::ZERO, 3_000, sent(190_000), true);
+        assert_eq!(congestion.room(flight), 173_000);
+        congestion.eases(flight, 150_000);
+        assert_eq!(congestion.room(flight), 6_000 + LEAST);
+        // What has arrived makes room for twice as much.
+        congestion.sends();
+        let room = Flight {
+            sent: 190_000,
+            arrived: 20_000,
+            due: 150_000,
+        };
+        congestion.delivered(Instant::ZERO, 10_000, flight, true);
+        assert_eq!(congestion.room(room), 6_000 + LEAST + 20_000);
+        // Until the window is filled.
+        congestion.delivered(Instant::ZERO, 200_000, flight, true);
+        assert_eq!(congestion.eased, None);
     }
 
     #[test]

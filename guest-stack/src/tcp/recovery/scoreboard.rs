@@ -59,7 +59,7 @@ impl Hole {
 /// What was found lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Losses {
-    /// Bytes that nobody had taken for lost, and the holes that they make.
+    /// Bytes that are to be sent again, be it once more, and the holes that they make.
     pub(crate) bytes: u32,
     pub(crate) holes: u32,
     /// Some were sent later than what is made good already.
@@ -260,10 +260,8 @@ impl Scoreboard {
             if due {
                 let again = matches!(hole.state, State::Resent(_));
                 losses.anew |= again || !after(since, hole.from);
-                if !again {
-                    losses.holes += 1;
-                    losses.bytes = losses.bytes.saturating_add(hole.to.wrapping_sub(hole.from));
-                }
+                losses.holes += 1;
+                losses.bytes = losses.bytes.saturating_add(hole.to.wrapping_sub(hole.from));
                 hole.state = State::Due;
             }
         }
