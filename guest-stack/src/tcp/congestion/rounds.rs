@@ -156,7 +156,7 @@ impl Rounds {
         if !more_is_lost && !more_is_sent {
             return None;
         }
-        let found = self.held / 4 * 3..self.held + self.held / 4;
+        let found = self.held / 4 * 3..self.much_more();
         self.again = match found.contains(&self.most) {
             true => self.again.saturating_add(1),
             false => 0,
@@ -233,6 +233,11 @@ impl Rounds {
         self.evidence > 0 || holes >= HOLES && lost > delivered / 2
     }
 
+    /// A window in which more than what was found last comes through.
+    fn much_more(&self) -> u32 {
+        self.held.saturating_add(self.held / 4)
+    }
+
     /// Whether less was lost, when it was looked at last, because less was sent.
     pub(super) fn has_paid(&self) -> bool {
         self.paid
@@ -246,7 +251,7 @@ impl Rounds {
     /// Whether a window is to grow slowly: the path may take no more of it. `queues`: there may
     /// be a queue.
     pub(super) fn is_near(&self, window: u32, queues: bool) -> bool {
-        let found = self.again > 0 && window < self.held + self.held / 4;
+        let found = self.again > 0 && window < self.much_more();
         found || queues && self.usual.is_some_and(|usual| usual > LOSSY)
     }
 }
