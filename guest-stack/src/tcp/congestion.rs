@@ -108,11 +108,6 @@ pub(crate) struct Congestion {
     /// The most that was in flight in the round trip that is measured now, and in the last.
     filled: [u32; 2],
     rounds: Rounds,
-    /// Bytes that may be on their way until the window is filled again, of which something was
-    /// lost.
-    eased: Option<u32>,
-    /// Bytes that arrived since something was sent last.
-    arrived: u32,
 }
 
 impl Congestion {
@@ -270,13 +265,9 @@ impl Congestion {
         self.noticed = self.noticed.filter(|_| recovering);
         self.delivered = self.delivered.saturating_add(bytes);
         self.filled[0] = self.filled[0].max(flight.sent);
-        self.arrived = self.arrived.saturating_add(bytes);
         let Some(window) = self.window else {
-            self.eased = None;
             return;
         };
-        let eased = self.eased.map(|eased| eased.saturating_add(bytes));
-        self.eased = eased.filter(|eased| *eased < window);
         if self.rounds.holds() || self.rounds.is_excess() {
             return;
         }
@@ -320,23 +311,6 @@ impl Congestion {
     /// So many bytes are found lost, in so many holes.
     pub(crate) fn found_lost(&mut self, bytes: u32, holes: u32) {
         self.rounds.lost(bytes, holes);
-    }
-
-    /// So many bytes of this flight were found lost. They leave room for more than a queue may
-    /// take at once: it is filled as acknowledgements come in, by twice as much as they say has
-    /// arrived (slow start, RFC 6937, 3).
-    pub(crate) fn eases(&mut self, flight: Flight, lost: u32) {
-        if lost > 0 {
-            let more = self.arrived.saturating_mul(2).saturating_add(self.least());
-            let most = flight.on_the_way().saturating_add(more);
-            let before = self.eased.or(self.window);
-            self.eased = before.map(|before| before.min(most));
-        }
-    }
-
-    /// Something is sent, be it again.
-    pub(crate) fn sends(&mut self) {
-        self.arrived = 0;
     }
 
     /// Something was lost of what was sent later than what is made good already.
@@ -426,7 +400,7 @@ impl Congestion {
     /// reach: it may have to be sent again.
     pub(crate) fn show(&self, window: u16, shift: u8, flight: Flight, gathers: bool) -> u16 {
         let shown = self.clip(window, shift);
-        let Some(ours) = self.now().filter(|_| shown != window) else {
+        let Some(ours) = self.window.filter(|_| shown != window) else {
             return window;
         };
         let (segment, unit) = (self.segment(), 1 << shift.min(14));
@@ -452,18 +426,12 @@ impl Congestion {
     /// How much of what is lost may be sent again.
     pub(crate) fn room(&self, flight: Flight) -> u32 {
         let room = |window: u32| window.saturating_sub(flight.on_the_way());
-        self.now().map_or(u32::MAX, room)
-    }
-
-    /// Bytes that may be on their way now.
-    fn now(&self) -> Option<u32> {
-        let window = self.window?;
-        Some(self.eased.map_or(window, |eased| eased.min(window)))
+        self.window.map_or(u32::MAX, room)
     }
 
     /// The narrower of this window and ours.
     pub(crate) fn clip(&self, window: u16, shift: u8) -> u16 {
-        match self.now() {
+        match self.window {
             Some(ours) if ours < u32::from(window) << shift.min(14) => {
                 // Not nothing: that would be probed. Less than the peer's, of 16 bits.
                 (ours >> shift.min(14)).max(1) as u16
@@ -805,35 +773,6 @@ mod tests {
         };
         assert!(lossy(false) >= 100_000);
         assert_eq!(lossy(true), 60_000);
-    }
-
-    #[test]
-    fn what_was_lost_at_once_is_not_sent_again_at_once() {
-        let mut congestion = with(20_000, 60_000);
-        congestion.begins(None);
-        congestion.window = Some(200_000);
-        congestion.sends();
-        let flight = Flight {
-            sent: 190_000,
-            arrived: 10_000,
-            due: 150_000,
-        };
-        congestion.delivered(Instant::ZERO, 3_000, sent(190_000), true);
-        assert_eq!(congestion.room(flight), 173_000);
-        congestion.eases(flight, 150_000);
-        assert_eq!(congestion.room(flight), 6_000 + LEAST);
-        // What has arrived makes room for twice as much.
-        congestion.sends();
-        let room = Flight {
-            sent: 190_000,
-            arrived: 20_000,
-            due: 150_000,
-        };
-        congestion.delivered(Instant::ZERO, 10_000, flight, true);
-        assert_eq!(congestion.room(room), 6_000 + LEAST + 20_000);
-        // Until the window is filled.
-        congestion.delivered(Instant::ZERO, 200_000, flight, true);
-        assert_eq!(congestion.eased, None);
     }
 
     #[test]

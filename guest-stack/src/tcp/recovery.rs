@@ -107,7 +107,7 @@ impl View {
     }
 }
 
-/// What a connection remembers of its losses: 448 bytes, and its board while it has holes.
+/// What a connection remembers of its losses: 440 bytes, and its board while it has holes.
 #[derive(Debug)]
 pub(crate) struct Recovery {
     /// The first unacknowledged sequence number, once data was acknowledged.
@@ -313,9 +313,6 @@ impl Recovery {
         self.window_end = tally.window_end.or(self.window_end);
         let in_flight = self.in_flight();
         let again = tally.resent + tally.chosen;
-        if tally.is_fresh || again > 0 {
-            self.congestion.sends();
-        }
         if again > 0 {
             // Karn's rule: no sample of what was sent twice, be it the SYN.
             self.sample = None;
@@ -669,7 +666,7 @@ mod tests {
 
     #[test]
     fn what_a_connection_remembers_of_its_losses_is_small() {
-        assert!(size_of::<Recovery>() <= 448, "{}", size_of::<Recovery>());
+        assert!(size_of::<Recovery>() <= 440, "{}", size_of::<Recovery>());
     }
 
     #[test]

@@ -87,7 +87,6 @@ impl Recovery {
             0
         };
         let flight = self.flight(self.first().unwrap_or_default());
-        self.congestion.eases(flight, losses.bytes);
         let budget = self.congestion.room(flight).max(least);
         let fresh = self.highest.unwrap_or_default();
         if let Some(board) = &mut self.board {
