@@ -105,6 +105,8 @@ fn while_the_kernel_takes_nothing_at_all_connections_wait_and_then_go_on() {
         };
         until("the transfer", || moved(&world) > 1_000_000);
         let failing = Failing::begin(&mut world, "writev", "error=ENOBUFS");
+        // A call that had begun may have ended well since.
+        assert!(!answers(guest.addresses[0]));
         let held = moved(&world);
         assert!(!answers(guest.addresses[0]));
         assert_eq!(moved(&world), held);
