@@ -97,6 +97,8 @@ pub struct Narrow {
     pub connections: u64,
     /// Bytes that each transfers.
     pub bytes: u64,
+    /// Runs that its figures are made of.
+    runs: u64,
 }
 
 const fn shallow(
@@ -114,6 +116,7 @@ const fn shallow(
         loss,
         connections,
         bytes: megabytes * 1_000_000,
+        runs: SHALLOW_RUNS,
     }
 }
 
@@ -121,9 +124,9 @@ impl Narrow {
     /// 20 Mbit/s and 20 ms there and back, with a queue of so many frames, and one connection
     /// of 2 MB.
     pub fn with_queue(queue: u32) -> Self {
-        let bytes = BYTES;
         Self {
-            bytes,
+            bytes: BYTES,
+            runs: RUNS,
             ..shallow(20, 20, queue, 0, 1, 0)
         }
     }
@@ -168,10 +171,7 @@ pub struct Through {
 /// # Errors
 /// What is wrong with a run.
 pub fn narrow(path: &Narrow) -> Result<Through, String> {
-    let runs = match path.bytes {
-        BYTES => RUNS,
-        _ => SHALLOW_RUNS,
-    };
+    let runs = path.runs;
     let (mut time, mut lost) = (0, 0);
     for seed in 0..runs {
         let summary = run(path.scenario(seed)?)?;
